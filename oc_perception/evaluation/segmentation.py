@@ -74,8 +74,7 @@ def _contingency(true: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
 
 
 def _adjusted_rand_index(counts: torch.Tensor) -> torch.Tensor:
-    """From counts `(B, C, K)`. Pair counts reach 1e11 for VGA: exact in float64, products are not
-    in int64."""
+    """From counts `(B, C, K)`; in float64, as products of pair counts overflow int64."""
     counts = counts.double()
     pixels = counts.sum((1, 2))
     together = counts.square().sum((1, 2))  # ordered pairs together in both maps, self-pairs too
