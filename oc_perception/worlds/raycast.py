@@ -144,6 +144,11 @@ def intersect(objects: Objects, origin: Tensor, direction: Tensor) -> Tensor:
     return hits
 
 
+def _unit(vector: Tensor) -> Tensor:
+    """`(B, 3, P)` scaled to length 1; norms over a strided dimension are slow on CPUs, sums are not."""
+    return vector * vector.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()
+
+
 def _per_pixel(values: Tensor, index: Tensor) -> Tensor:
     """Pick `(B, N)` or `(B, N, C)` object values by `(B, P)` object index: `(B, P)` or `(B, C, P)`."""
     if values.dim() == 2:
@@ -160,17 +165,15 @@ def _normals(objects: Objects, index: Tensor, point: Tensor) -> Tensor:
     centre = torch.cat([objects.position, objects.half_height.unsqueeze(-1)], -1)
     local = (point - _per_pixel(centre, index)) / radius
     turned = _to_local(local, yaw)
-    face = (
-        torch.zeros_like(turned).scatter_(1, turned.abs().argmax(1, keepdim=True), 1.0)
-        * turned.sign()
-    )
+    reach = turned.abs()
+    face = (reach == reach.amax(1, keepdim=True)) * turned.sign()
     face = _to_local(face, -yaw)
     on_cap = local[:, 2:].abs() > (local[:, :2] ** 2).sum(1, keepdim=True).sqrt()
     vertical = local * local.new_tensor([0.0, 0.0, 1.0])[:, None]
     sideways = local * local.new_tensor([1.0, 1.0, 0.0])[:, None]
     round_wall = torch.where(on_cap, vertical, sideways)
     normal = torch.where(shape == CUBE, face, torch.where(shape == CYLINDER, round_wall, local))
-    return torch.nn.functional.normalize(normal, dim=1)
+    return _unit(normal)
 
 
 def render(
@@ -193,15 +196,15 @@ def render(
     )
     gloss = torch.where(on_object, _per_pixel(objects.gloss, index), 0.0)
 
-    view = torch.nn.functional.normalize(-direction, dim=1)
+    view = _unit(-direction)
     start = point + _SURFACE_OFFSET_M * normal
     light = lighting.key.unsqueeze(-1) - start
     shadowed = intersect(objects, start, light).amin(1) < 1.0
-    light = torch.nn.functional.normalize(light, dim=1)
+    light = _unit(light)
     diffuse = (normal * light).sum(1).clamp(min=0) * ~shadowed
-    half = torch.nn.functional.normalize(light + view, dim=1)
+    half = _unit(light + view)
     shine = (normal * half).sum(1).clamp(min=0) ** (10 + 50 * gloss) * ~shadowed
-    fill = torch.nn.functional.normalize(lighting.fill.unsqueeze(-1) - point, dim=1)
+    fill = _unit(lighting.fill.unsqueeze(-1) - point)
     filled = (normal * fill).sum(1).clamp(min=0)
     brightness = lighting.ambient + 0.6 * diffuse + 0.25 * filled
     highlight = (0.1 + 0.35 * gloss) * shine * on_object
