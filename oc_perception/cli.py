@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`oc-perception COMMAND ...`: one entry point, one module per command, imported only when it is used."""
+"""`oc-perception COMMAND ...`: one entry point, one module per command, imported only when it is
+used.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen dataclasses from mappings and YAML files; an unknown key is an error that names the nearest key."""
+"""Frozen dataclasses from mappings and YAML files; an unknown key is an error that names the
+nearest key.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ T = TypeVar("T")
 
 
 class ConfigurationError(ValueError):
-    """A configuration value or key that cannot be used; the message names the cause and the cure."""
+    """A configuration value or key that cannot be used; the message names the cause and the
+    cure.
+    """
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -102,7 +106,9 @@ def to_mapping(configuration: Any) -> dict[str, Any]:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file. Raises ConfigurationError when it is missing, unreadable or not a mapping."""
+    """A YAML mapping from a file. Raises ConfigurationError when it is missing, unreadable or not
+    a mapping.
+    """
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shared vocabulary: what discovery, tracking, nodes and replay hand to one another.
 
-Images on this level are NumPy arrays as a camera delivers them, `(H, W, 3)` uint8 RGB; inside models they are
-`(B, C, H, W)` float in [0, 1]. Positions are pixels of the source image (x right, y down, pixel centres at
-integers), times are nanoseconds, velocities pixels per second.
+Images on this level are NumPy arrays as a camera delivers them, `(H, W, 3)` uint8 RGB; inside
+models they are `(B, C, H, W)` float in [0, 1]. Positions are pixels of the source image (x right,
+y down, pixel centres at integers), times are nanoseconds, velocities pixels per second.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ class TrackState(enum.IntEnum):
 class Decomposition:
     """What a discovery model returns for a batch of frames.
 
-    `log_masks` `(B, K, H, W)`, logsumexp over K is 0; `means` `(B, K, 3, H, W)` appearance of each slot in [0, 1];
-    `embeddings` `(B, K, D)` slot latent means; `background_slot` the slot that holds the background, where the
-    model has a fixed one, else None.
+    `log_masks` `(B, K, H, W)`, logsumexp over K is 0; `means` `(B, K, 3, H, W)` appearance of
+    each slot in [0, 1], or None where only masks were asked for;
+    `embeddings` `(B, K, D)` slot latent means; `background_slot` the slot that holds the
+    background, where the model has a fixed one, else None.
     """
 
     log_masks: torch.Tensor
-    means: torch.Tensor
+    means: torch.Tensor | None
     embeddings: torch.Tensor
     background_slot: int | None = None
 
@@ -69,8 +70,9 @@ class Decomposition:
 class Detection:
     """One object in one frame.
 
-    `box` is `(cx, cy, w, h)` in px with `(cx, cy)` the centroid of its visible pixels; `embedding` `(D,)` float32;
-    `point_m` the 3-D centroid in the camera frame where depth is known.
+    `box` is `(cx, cy, w, h)` in px with `(cx, cy)` the centroid of its visible pixels;
+    `embedding` `(D,)` float32; `point_m` the 3-D centroid in the camera frame where depth is
+    known.
     """
 
     label: int
@@ -84,7 +86,9 @@ class Detection:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Discovery's answer for one time. `label_image` is `(H, W)` uint8, or None when there was no observation."""
+    """Discovery's answer for one time. `label_image` is `(H, W)` uint8, or None when there was no
+    observation.
+    """
 
     stamp_ns: int
     sensor_state: SensorState
@@ -103,9 +107,9 @@ class Segmentation:
 class Track:
     """An identity through time, valid at the stamp of the TrackOutput that holds it.
 
-    `box` `(cx, cy, w, h)` px, `velocity` `(vx, vy)` px/s, `covariance` `(4, 4)` over (cx, cy, vx, vy).
-    `age` counts steps since birth (blind ones included), `hits` the steps with a matched detection.
-    `slot_label` is the label of the matched detection, UNLABELLED while coasting.
+    `box` `(cx, cy, w, h)` px, `velocity` `(vx, vy)` px/s, `covariance` `(4, 4)` over (cx, cy, vx,
+    vy). `age` counts steps since birth (blind ones included), `hits` the steps with a matched
+    detection. `slot_label` is the label of the matched detection, UNLABELLED while coasting.
     """
 
     id: int
@@ -123,7 +127,9 @@ class Track:
 
 @dataclass(frozen=True)
 class TrajectoryMode:
-    """One possible future: `boxes` `(S, 4)` px, `covariances` `(S, 3)` as (xx, xy, yy) px^2 at `times_s` `(S,)`."""
+    """One possible future: `boxes` `(S, 4)` px, `covariances` `(S, 3)` as (xx, xy, yy) px^2 at
+    `times_s` `(S,)`.
+    """
 
     probability: float
     times_s: np.ndarray
@@ -144,7 +150,8 @@ class Trajectory:
 class TrackOutput:
     """What tracking says at `stamp_ns`. `source_stamp_ns` is the last image used (0: none yet).
 
-    `session` is a UUID (16 bytes), new at each start and after each clock reset, so that ids never alias.
+    `session` is a UUID (16 bytes), new at each start and after each clock reset, so that ids
+    never alias.
     """
 
     stamp_ns: int

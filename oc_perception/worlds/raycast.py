@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batched analytic ray-caster: spheres, cubes and upright cylinders standing on a plane.
 
-Everything is a tensor over `(B, N, P)` scenes, objects and pixels, so it runs wherever torch does and needs no
-graphics stack. Shading: Lambert plus Blinn-Phong for one shadow-casting key light, one shadowless fill light and
-an ambient term. World frame: z up, the plane is z = 0, metres.
+Everything is a tensor over `(B, N, P)` scenes, objects and pixels, so it runs wherever torch does
+and needs no graphics stack. Shading: Lambert plus Blinn-Phong for one shadow-casting key light,
+one shadowless fill light and an ambient term. World frame: z up, the plane is z = 0, metres.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ _SURFACE_OFFSET_M = 1e-4  # lifts shadow rays off the surface they start on
 
 @dataclass(frozen=True)
 class Objects:
-    """`(B, N, ...)` solids. A cube has half edge `radius / sqrt(2)`, a cylinder height `2 * radius`.
+    """`(B, N, ...)` solids. A cube has half edge `radius / sqrt(2)`, a cylinder height `2 *
+    radius`.
 
-    `position` `(B, N, 2)` footprint centre in m, `yaw` rad, `radius` m, `shape` one of SPHERE, CUBE, CYLINDER,
-    `colour` `(B, N, 3)` in [0, 1], `gloss` 0 (rubber) to 1 (metal), `present` bool.
+    `position` `(B, N, 2)` footprint centre in m, `yaw` rad, `radius` m, `shape` one of SPHERE,
+    CUBE, CYLINDER, `colour` `(B, N, 3)` in [0, 1], `gloss` 0 (rubber) to 1 (metal), `present`
+    bool.
     """
 
     position: Tensor
@@ -42,21 +44,27 @@ class Objects:
 
 @dataclass(frozen=True)
 class Camera:
-    """Pinhole camera. `position`, `target` `(B, 3)` m; `focal` in image widths, the axis in the image centre."""
+    """Pinhole camera. `position`, `target` `(B, 3)` m; `focal` in image widths, the axis in the
+    image centre.
+    """
 
     position: Tensor
     target: Tensor
     focal: float
 
     def axes(self) -> Tensor:
-        """`(B, 3, 3)`: rows are the camera's x (right), y (down), z (forward) axes in the world."""
+        """`(B, 3, 3)`: rows are the camera's x (right), y (down), z (forward) axes in the
+        world.
+        """
         forward = torch.nn.functional.normalize(self.target - self.position, dim=-1)
         up = forward.new_tensor([0.0, 0.0, 1.0]).expand_as(forward)
         right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
         return torch.stack([right, torch.linalg.cross(forward, right), forward], 1)
 
     def rays(self, height: int, width: int) -> Tensor:
-        """`(B, 3, H * W)` directions with unit length along the optical axis, so that t is the depth."""
+        """`(B, 3, H * W)` directions with unit length along the optical axis, so that t is the
+        depth.
+        """
         axes = self.axes()
         v, u = torch.meshgrid(
             torch.arange(height, device=axes.device) - (height - 1) / 2,
@@ -68,7 +76,9 @@ class Camera:
         return torch.einsum("bij,ip->bjp", axes, local)
 
     def project(self, points: Tensor) -> Tensor:
-        """World points `(B, N, 3)` to `(B, N, 2)` in image widths from the image centre (x right, y down)."""
+        """World points `(B, N, 3)` to `(B, N, 2)` in image widths from the image centre (x right,
+        y down).
+        """
         local = torch.einsum("bij,bnj->bni", self.axes(), points - self.position.unsqueeze(1))
         return self.focal * local[..., :2] / local[..., 2:]
 
@@ -124,7 +134,8 @@ def _to_local(vector: Tensor, yaw: Tensor) -> Tensor:
 
 
 def intersect(objects: Objects, origin: Tensor, direction: Tensor) -> Tensor:
-    """Distance `(B, N, P)` along rays from `origin` `(B, 3, P or 1)` to each object; inf where missed.
+    """Distance `(B, N, P)` along rays from `origin` `(B, 3, P or 1)` to each object; inf where
+    missed.
 
     Every object is tested by its own shape's formula only; absent objects cost nothing.
     """
@@ -145,12 +156,16 @@ def intersect(objects: Objects, origin: Tensor, direction: Tensor) -> Tensor:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    """`(B, 3, P)` scaled to length 1; norms over a strided dimension are slow on CPUs, sums are not."""
+    """`(B, 3, P)` scaled to length 1; norms over a strided dimension are slow on CPUs, sums are
+    not.
+    """
     return vector * vector.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
 def _per_pixel(values: Tensor, index: Tensor) -> Tensor:
-    """Pick `(B, N)` or `(B, N, C)` object values by `(B, P)` object index: `(B, P)` or `(B, C, P)`."""
+    """Pick `(B, N)` or `(B, N, C)` object values by `(B, P)` object index: `(B, P)` or `(B, C,
+    P)`.
+    """
     if values.dim() == 2:
         return values.gather(1, index)
     channels = values.shape[2]
@@ -179,7 +194,9 @@ def _normals(objects: Objects, index: Tensor, point: Tensor) -> Tensor:
 def render(
     objects: Objects, camera: Camera, lighting: Lighting, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images `(B, 3, H, W)` in [0, 1], object index `(B, H, W)` (-1: plane), depth `(B, H, W)` in m."""
+    """Images `(B, 3, H, W)` in [0, 1], object index `(B, H, W)` (-1: plane), depth `(B, H, W)` in
+    m.
+    """
     direction = camera.rays(height, width)
     origin = camera.position.unsqueeze(-1)
     plane_hit = -origin[:, 2] / direction[:, 2].clamp(max=-1e-6)

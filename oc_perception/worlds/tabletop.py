@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tabletop`: shaded solids sliding, colliding, entering and leaving under a tilted robot camera.
 
-Up to `max(num_objects)` spheres, cubes and cylinders glide over a table with little friction, bounce off one another
-and leave the view; for each that has left, a new one with a new identity comes in. Exact label maps, identities and
-depth come with every frame. Geometry in metres, colours and materials after the public CLEVR generator.
+Up to `max(num_objects)` spheres, cubes and cylinders glide over a table with little friction,
+bounce off one another and leave the view; for each that has left, a new one with a new identity
+comes in. Exact label maps, identities and depth come with every frame. Geometry in metres,
+colours and materials after the public CLEVR generator.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class TabletopConfig:
 
 @dataclass(frozen=True)
 class TabletopFrame:
-    """`images` `(B, 3, H, W)` in [0, 1], `labels` `(B, H, W)` int64 (0 table, else identity), `depths` m."""
+    """`images` `(B, 3, H, W)` in [0, 1], `labels` `(B, H, W)` int64 (0 table, else identity),
+    `depths` m.
+    """
 
     images: Tensor
     labels: Tensor
@@ -72,7 +75,9 @@ class TabletopFrame:
 
 
 class Tabletop:
-    """A batch of independent tables, advanced and drawn together; all randomness from one seeded generator."""
+    """A batch of independent tables, advanced and drawn together; all randomness from one seeded
+    generator.
+    """
 
     def __init__(
         self,
@@ -133,13 +138,15 @@ class Tabletop:
         return low + (high - low) * draw
 
     def _spawn(self, slot: int, wanted: Tensor, entering: bool) -> None:
-        """Put a new object into `slot` of the scenes `wanted` `(B,)`, in view or just outside it, moving in.
+        """Put a new object into `slot` of the scenes `wanted` `(B,)`, in view or just outside it,
+        moving in.
 
         A scene without free room for it goes without.
         """
         config, batch = self.config, self.batch_size
         radius = self._uniform(*config.radius_m, batch)
-        # Candidate places: uniform over the image, cast onto the table, so that far and near fill alike.
+        # Candidate places: uniform over the image, cast onto the table, so that far and near fill
+        # alike.
         spot = self._uniform(-0.5, 0.5, batch, _CANDIDATES, 2)
         spot[..., 1] *= 0.75
         heading = self._uniform(0, 2 * torch.pi, batch, _CANDIDATES)
@@ -243,7 +250,9 @@ class Tabletop:
         self.objects = replace(objects, position=position + apart.sum(2))
 
     def render(self, height: int, width: int) -> TabletopFrame:
-        """Draw all tables at `height x width`; images are averaged over supersampled rays, labels are exact."""
+        """Draw all tables at `height x width`; images are averaged over supersampled rays, labels
+        are exact.
+        """
         factor = self.config.supersampling
         images, index, depths = render(
             self.objects, self.camera, self.lighting, height * factor, width * factor

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONet: Multi-Object Network (Burgess et al. 2019, arXiv 1901.11390).
+
+Generative story: each of K slots draws a latent z_k ~ N(0, I); a shared decoder turns it into an
+appearance mu_k and a mask logit; a pixel is a mixture over slots of N(mu_k, sigma_k^2 I).
+Inference: a recurrent attention network (a U-Net) peels the image into K masks by stick-breaking
+over a scope, and a shared encoder turns image and mask k into q(z_k). Section numbers in the code
+refer to the paper.
+
+Shapes: frames `(B, 3, H, W)` in [0, 1], masks `(B, K, H, W)`, latents `(B, K, D)`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oc_perception.configuration import from_mapping
+from oc_perception.models.registry import register_model
+from oc_perception.types import Decomposition
+
+_LOG_MASK_FLOOR = -20.0  # for network inputs only: log masks are unbounded below
+
+
+@dataclass(frozen=True)
+class MonetConfig:
+    """Sizes and weights of the objective; `frame_size` must be a multiple of 2^(U-Net blocks -
+    1).
+    """
+
+    frame_size: tuple[int, int] = (64, 64)
+    num_slots: int = 6
+    latent_size: int = 16
+    attention_channels: tuple[int, ...] = (32, 32, 64, 64, 64)
+    attention_hidden: int = 128
+    encoder_channels: tuple[int, ...] = (32, 32, 64, 64)
+    encoder_hidden: int = 256
+    decoder_channels: int = 32
+    sigma_background: float = 0.09
+    sigma_foreground: float = 0.11
+    beta: float = 0.5
+    gamma: float = 0.5
+    weight_warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        factor = 2 ** (len(self.attention_channels) - 1)
+        if any(side % factor or side // factor < 2 for side in self.frame_size):
+            raise ValueError(
+                f"frame_size {self.frame_size} must be a multiple of {factor}, at least twice it"
+            )
+        if self.num_slots < 1:
+            raise ValueError("num_slots must be at least 1")
+
+
+class UNet(nn.Module):
+    """Attention network (App. B.2): `(B, 4, H, W)` image and log scope to one logit map `(B, 1,
+    H, W)`.
+    """
+
+    def __init__(self, config: MonetConfig) -> None:
+        super().__init__()
+        widths = config.attention_channels
+        height, width = (side // 2 ** (len(widths) - 1) for side in config.frame_size)
+        self.bottleneck_shape = (widths[-1], height, width)
+        self.down = nn.ModuleList(
+            _block(before, after) for before, after in itertools.pairwise((4, *widths))
+        )
+        size, hidden = math.prod(self.bottleneck_shape), config.attention_hidden
+        self.bottleneck = nn.Sequential(
+            nn.Linear(size, hidden), nn.ReLU(),
+            nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(hidden, size), nn.ReLU(),
+        )  # fmt: skip
+        targets = (widths[0], *widths[:-1])
+        befores = (*targets[1:], widths[-1])
+        self.up = nn.ModuleList(
+            _block(before + skip, after)
+            for before, skip, after in zip(
+                reversed(befores), reversed(widths), reversed(targets), strict=True
+            )
+        )
+        self.head = nn.Conv2d(targets[0], 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for index, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 1, 2) if index else x)  # nearest-neighbour halving
+            skips.append(x)
+        x = self.bottleneck(x.flatten(1)).view(-1, *self.bottleneck_shape)
+        for index, (block, skip) in enumerate(zip(self.up, reversed(skips), strict=True)):
+            if index:
+                x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = block(torch.cat([x, skip], 1))
+        return self.head(x)
+
+
+def _block(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1, bias=False),
+        nn.InstanceNorm2d(after, affine=True),
+        nn.ReLU(),
+    )
+
+
+class ComponentVAE(nn.Module):
+    """Shared over slots (App. B.1): image and log mask to q(z), z to appearance and mask logit."""
+
+    def __init__(self, config: MonetConfig) -> None:
+        super().__init__()
+        height, width = config.frame_size
+        widths = (4, *config.encoder_channels)
+        convolutions = []
+        for before, after in itertools.pairwise(widths):
+            convolutions += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+            height, width = (height + 1) // 2, (width + 1) // 2
+        self.encoder = nn.Sequential(
+            *convolutions, nn.Flatten(),
+            nn.Linear(widths[-1] * height * width, config.encoder_hidden), nn.ReLU(),
+            nn.Linear(config.encoder_hidden, 2 * config.latent_size),
+        )  # fmt: skip
+        channels = config.decoder_channels
+        layers = [nn.Conv2d(config.latent_size + 2, channels, 3), nn.ReLU()]
+        for _ in range(3):
+            layers += [nn.Conv2d(channels, channels, 3), nn.ReLU()]
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(channels, 4, 1))
+        height, width = (side + 8 for side in config.frame_size)  # four unpadded 3x3 trim 8
+        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
+        self.register_buffer("coordinates", grid, persistent=False)
+
+    def encode(self, image: Tensor, log_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation `(N, D)` from `(N, 3, H, W)` and `(N, 1, H, W)`."""
+        statistics = self.encoder(torch.cat([image, log_mask.clamp(min=_LOG_MASK_FLOOR)], 1))
+        mean, log_scale = statistics.float().chunk(2, 1)
+        return mean, log_scale.clamp(-8, 4)
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Appearance `(N, 3, H, W)` in [0, 1] and mask logit `(N, 1, H, W)` from `(N, D)`."""
+        grid = self.coordinates.expand(len(z), -1, -1, -1)
+        tiled = z[..., None, None].expand(-1, -1, *grid.shape[2:])
+        colour, logit = self.decoder(torch.cat([tiled, grid], 1)).float().split((3, 1), 1)
+        return colour.sigmoid(), logit
+
+
+class Monet(nn.Module):
+    """Attention network and component VAE; K may be changed at test time by `num_slots`."""
+
+    def __init__(self, config: MonetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frame_size = config.frame_size
+        self.num_slots = config.num_slots
+        self.attention = UNet(config)
+        self.vae = ComponentVAE(config)
+
+    def attend(self, frames: Tensor, num_slots: int | None = None) -> Tensor:
+        """Log masks `(B, K, H, W)` by stick-breaking; the last mask is the remaining scope (eq.
+        2).
+        """
+        log_scope = frames.new_zeros(len(frames), 1, *frames.shape[2:])
+        log_masks = []
+        for _ in range((num_slots or self.num_slots) - 1):
+            scope_input = log_scope.clamp(min=_LOG_MASK_FLOOR)
+            logit = self.attention(torch.cat([frames, scope_input], 1)).float()
+            log_masks.append(log_scope + F.logsigmoid(logit))
+            log_scope = log_scope + F.logsigmoid(-logit)
+        return torch.cat([*log_masks, log_scope], 1)
+
+    def _per_slot(self, frames: Tensor, log_masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Fold slots into the batch: `(B*K, 3, H, W)` and `(B*K, 1, H, W)`."""
+        slots = log_masks.shape[1]
+        images = frames.unsqueeze(1).expand(-1, slots, -1, -1, -1).flatten(0, 1)
+        return images, log_masks.flatten(0, 1).unsqueeze(1)
+
+    def initial_state(self, batch_size: int) -> None:
+        """MONet sees every frame anew: nothing is carried."""
+
+    def step(
+        self, state: None, frame: Tensor | None, decode: bool = True
+    ) -> tuple[None, Decomposition | None]:
+        """Decompose `frame` `(B, 3, H, W)`; no frame, no decomposition.
+
+        Without `decode` the appearance decoder is skipped and `means` is None.
+        """
+        if frame is None:
+            return None, None
+        log_masks = self.attend(frame)
+        batch, slots, height, width = log_masks.shape
+        latents, _ = self.vae.encode(*self._per_slot(frame, log_masks))
+        means = None
+        if decode:
+            means = self.vae.decode(latents)[0].view(batch, slots, 3, height, width)
+        return None, Decomposition(log_masks, means, latents.view(batch, slots, -1))
+
+    def loss(
+        self, frames: Tensor, generator: torch.Generator, progress: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Eq. 3, averaged over the batch: mixture likelihood, latent KL, mask KL.
+
+        `progress` in [0, 1] is the share of training done; beta and gamma grow linearly from 0
+        over the first `weight_warmup` of it.
+        """
+        config = self.config
+        log_masks = self.attend(frames)
+        batch, slots, height, width = log_masks.shape
+        mean, log_scale = self.vae.encode(*self._per_slot(frames, log_masks))
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        colours, logits = self.vae.decode(mean + log_scale.exp() * noise)
+        means = colours.view(batch, slots, 3, height, width)
+
+        sigma = mean.new_full((slots, 1, 1), config.sigma_foreground)
+        sigma[0] = config.sigma_background
+        squared = (frames.unsqueeze(1) - means).square().sum(2)
+        log_density = -0.5 * squared / sigma**2 - 3 * (sigma.log() + 0.5 * math.log(2 * math.pi))
+        reconstruction = -torch.logsumexp(log_masks + log_density, 1).sum((1, 2))
+        latent_kl = 0.5 * (mean**2 + (2 * log_scale).exp() - 1 - 2 * log_scale)
+        latent_kl = latent_kl.view(batch, -1).sum(1)
+        log_decoded = F.log_softmax(logits.view(batch, slots, height, width), 1)
+        mask_kl = (log_masks.exp() * (log_masks - log_decoded)).sum((1, 2, 3))
+        ramp = min(1.0, progress / config.weight_warmup) if config.weight_warmup else 1.0
+        total = reconstruction + ramp * (config.beta * latent_kl + config.gamma * mask_kl)
+        return {
+            "loss": total.mean(),
+            "reconstruction": reconstruction.mean(),
+            "latent_kl": latent_kl.mean(),
+            "mask_kl": mask_kl.mean(),
+        }
+
+
+@register_model
+def monet(**config: object) -> Monet:
+    """MONet with the sizes of its paper unless told otherwise."""
+    return Monet(from_mapping(MonetConfig, config))
