@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all perception nodes share: life cycle, parameters from a table, one worker, diagnostics."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
+from rclpy.qos import QoSProfile
+
+from oc_perception.nodes import qos
+from oc_perception.nodes.diagnostics import ERROR, Diagnostics, frame_loss_cure
+from oc_perception.nodes.parameters import Parameter, ParameterError, check, find, unknown
+from oc_perception.nodes.worker import Worker
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+SILENCE_S = 3.0
+# Declared by rclpy itself, not by our tables.
+FOREIGN_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+
+
+class PerceptionNode(LifecycleNode):
+    """A lifecycle node with one worker thread.
+
+    A subclass gives its parameter table and defines `configure` (raise ValueError or OSError where the user can
+    put it right: the node stays unconfigured and alive), `activate`, `handle`, and where it needs them `release`,
+    `overdue`, `deadline` and `check_values`.
+    """
+
+    capacity = 1
+    """How many messages may wait for the worker."""
+
+    def __init__(self, name: str, table: tuple[Parameter, ...], **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self._table = table
+        self._worker: Worker | None = None
+        self._inputs: list = []
+        self._outputs: list = []
+        self._sequence: dict[tuple[str, bytes], int] = {}
+        self._retry = False
+        self.diagnostics = Diagnostics(self)
+        self.diagnostics.before_publishing = self._tick
+        self._values, self._invalid = self._declare()
+        self.add_on_set_parameters_callback(self._validate)
+        self.add_post_set_parameters_callback(self._store)
+
+    # ---- what a subclass defines
+
+    def configure(self) -> None:
+        """Load what is slow and create publishers and subscriptions."""
+        raise NotImplementedError
+
+    def activate(self) -> None:
+        """Start from a fresh state, fast."""
+        raise NotImplementedError
+
+    def handle(self, item: Any) -> None:
+        """Process one item, on the worker's thread."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let go of what `configure` loaded."""
+
+    def overdue(self) -> None:
+        """The deadline passed without an item, on the worker's thread."""
+
+    def deadline(self) -> float | None:
+        """Steady time at which `overdue` is due."""
+        return None
+
+    def check_values(self, values: dict[str, Any]) -> None:
+        """Check parameters against one another. Raises ValueError."""
+
+    def parameters_changed(self) -> None:
+        """New values are in force, on the executor's thread."""
+
+    # ---- parameters
+
+    def value(self, name: str) -> Any:
+        """The value of a parameter now."""
+        return self._values[name]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All parameters now; replaced as a whole at a change, never modified."""
+        return self._values
+
+    def _declare(self) -> tuple[dict[str, Any], dict[str, str]]:
+        values, invalid = {}, {}
+        # rclpy offers no public way to see overrides before they are declared.
+        overrides = {name: p.value for name, p in self._parameter_overrides.items()}
+        for parameter in self._table:
+            values[parameter.name] = parameter.default
+            try:
+                if parameter.name in overrides:
+                    values[parameter.name] = check(parameter, overrides[parameter.name])
+            except ParameterError as error:
+                invalid[parameter.name] = str(error)
+            self.declare_parameter(
+                parameter.name,
+                values[parameter.name],
+                descriptor(parameter),
+                ignore_override=True,
+            )
+        strangers = [
+            unknown(self._table, name)
+            for name in sorted(overrides.keys() - values.keys())
+            if not name.startswith(FOREIGN_PARAMETERS)
+        ]
+        try:
+            self.check_values(values)
+        except ValueError as error:
+            invalid[""] = str(error)
+        for message in [*strangers, *invalid.values()]:
+            self.get_logger().error(message)
+        self.diagnostics.condition("unknown parameters", " ".join(strangers) or None, ERROR)
+        self.diagnostics.condition("parameters", " ".join(invalid.values()) or None, ERROR)
+        return values, invalid
+
+    def _validate(self, changes: list[RosParameter]) -> SetParametersResult:
+        proposed = dict(self._values)
+        try:
+            for change in changes:
+                if change.name in proposed:
+                    parameter = find(self._table, change.name)
+                    proposed[change.name] = check(parameter, change.value)
+            self.check_values(proposed)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _store(self, changes: list[RosParameter]) -> None:
+        ours = {c.name: c.value for c in changes if c.name in self._values}
+        self._values = {**self._values, **ours}
+        for name in [*ours, ""]:
+            self._invalid.pop(name, None)
+        remaining = " ".join(self._invalid.values())
+        self.diagnostics.condition("parameters", remaining or None, ERROR)
+        self._retry = bool(ours) and self.value("autostart")
+        self.parameters_changed()
+
+    # ---- topics
+
+    def output(self, message_type: type, topic: str) -> Any:
+        """A reliable publisher that is silent while the node is inactive; released by clean-up."""
+        publisher = self.create_lifecycle_publisher(
+            message_type, topic, qos.result(), qos_overriding_options=qos.overridable()
+        )
+        self._outputs.append(publisher)
+        return publisher
+
+    def input(
+        self, message_type: type, topic: str, callback: Callable, profile: QoSProfile
+    ) -> Any:
+        """A subscription whose callback runs while the node is active; released by clean-up."""
+
+        def receive(message: Any, info: dict) -> None:
+            lost = self._count_lost(topic, info)
+            if self._worker is not None:
+                if lost:
+                    self.diagnostics.event(
+                        "lost", f"Messages on {topic} get lost. {frame_loss_cure()}", amount=lost
+                    )
+                callback(message)
+
+        subscription = self.create_subscription(
+            message_type, topic, receive, profile, qos_overriding_options=qos.overridable()
+        )
+        self._inputs.append(subscription)
+        return subscription
+
+    def _count_lost(self, topic: str, info: dict) -> int:
+        """Messages that a publisher sent since its last one here, and that did not arrive."""
+        number, publisher = info["publication_sequence_number"], info["publisher_gid"]
+        if number is None or publisher is None:
+            return 0
+        key = (topic, bytes(publisher["data"]))
+        previous = self._sequence.get(key, number)
+        self._sequence[key] = number
+        return max(0, number - previous - 1)
+
+    def submit(self, item: Any) -> None:
+        """Hand an item to the worker (from a subscription's callback)."""
+        self._worker.put(item)
+
+    # ---- life cycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load; on failure stay unconfigured, with the reason in log and diagnostics."""
+        try:
+            if self._invalid:
+                raise ParameterError(" ".join(self._invalid.values()))
+            self.configure()
+        except Exception as error:  # the process must live, so that the cause can be put right
+            self._release()
+            return self._failed_to("configure", error)
+        self.diagnostics.condition("life cycle", None)
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start from a fresh state."""
+        started_s = time.monotonic()
+        try:
+            self.activate()
+        except Exception as error:
+            return self._failed_to("activate", error)
+        super().on_activate(state)
+        self._worker = Worker(
+            self.handle,
+            self.overdue,
+            self.deadline,
+            lambda: self.diagnostics.count("dropped"),
+            self._failed_step,
+            self.capacity,
+        )
+        self.diagnostics.condition("life cycle", None)
+        self.get_logger().info(f"active after {(time.monotonic() - started_s) * 1e3:.1f} ms")
+        return SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop working; everything loaded stays."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to the beginning."""
+        self._release()
+        return SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and release from whatever state."""
+        self._release()
+        return SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release, so that the node can be configured again."""
+        self._release()
+        return SUCCESS
+
+    def destroy_node(self) -> None:
+        """Stop the worker before its publishers go."""
+        self._stop()
+        super().destroy_node()
+
+    def start(self) -> None:
+        """Configure and activate, if parameter `autostart` asks for it."""
+        if self.value("autostart") and self.trigger_configure() == SUCCESS:
+            self.trigger_activate()
+
+    def _stop(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
+
+    def _release(self) -> None:
+        self._stop()
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        for publisher in self._outputs:
+            self.destroy_lifecycle_publisher(publisher)
+        self._inputs, self._outputs = [], []
+        self.release()
+
+    def _failed_to(self, what: str, error: Exception) -> TransitionCallbackReturn:
+        message = f"Cannot {what}: {error}"
+        self.get_logger().error(message)
+        if not isinstance(error, (ValueError, OSError)):
+            self.get_logger().error("".join(traceback.format_exception(error)))
+        self.diagnostics.condition("life cycle", message, ERROR)
+        return FAILURE
+
+    def _failed_step(self, error: Exception) -> None:
+        self.get_logger().error(
+            "".join(traceback.format_exception(error)), throttle_duration_sec=SILENCE_S
+        )
+        text = f"A step failed ({type(error).__name__}: {error}): see the log of this node."
+        self.diagnostics.event("failures", text, ERROR)
+
+    def _tick(self) -> None:
+        """Once a second: retry a failed start after a parameter was corrected; watch for silence."""
+        if self._retry:
+            self._retry = False
+            if self._state_machine.current_state[1] == "unconfigured":
+                self.start()
+        self.diagnostics.value("life_cycle_state", self._state_machine.current_state[1])
+        self.diagnostics.condition("silence", self._silence())
+
+    def _silence(self) -> str | None:
+        silence_s = self.diagnostics.silence_s
+        if self._worker is None or not self._inputs:
+            return None
+        if silence_s is not None and silence_s < SILENCE_S:
+            return None
+        topic = self._inputs[0].topic_name
+        if not self.count_publishers(topic):
+            return f"Nobody publishes on {topic}: start the publisher or correct the remapping."
+        return f"Nothing arrives on {topic}, although it has a publisher. {frame_loss_cure()}"
+
+
+def descriptor(parameter: Parameter) -> ParameterDescriptor:
+    """The declaration of a table's row."""
+    result = ParameterDescriptor(
+        description=parameter.description,
+        read_only=parameter.read_only,
+        additional_constraints=parameter.range_text,
+    )
+    low, high = parameter.minimum, parameter.maximum
+    if low is not None and high is not None:
+        if isinstance(parameter.default, float):
+            limits = FloatingPointRange(from_value=float(low), to_value=float(high))
+            result.floating_point_range = [limits]
+        else:
+            result.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
+    return result
+
+
+def run(factory: Callable[[], PerceptionNode]) -> int:
+    """Main function of a node's process; returns its exit status."""
+    rclpy.init(args=sys.argv)
+    node = factory()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        node.start()
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        node.get_logger().debug("shut down by signal")
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every parameter of every node, in one table per node: declaration, validation and docs/parameters.md.
+
+`python -m oc_perception.nodes.parameters > docs/parameters.md` renders the documentation.
+Defaults of tracking and sensor parameters are those of their configuration dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from oc_perception.configuration import nearest
+from oc_perception.tracking.sensor import SensorMonitorConfig
+from oc_perception.tracking.tracker import TrackerConfig
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter; its type is that of the default."""
+
+    name: str
+    default: Value
+    description: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    read_only: bool = False
+
+    @property
+    def range_text(self) -> str:
+        """The allowed values in words, empty if all are."""
+        if self.choices:
+            return ", ".join(f"`{choice}`" for choice in self.choices)
+        low, high = self.minimum, self.maximum
+        if low is None and high is None:
+            return ""
+        if high is None:
+            return f">= {low:g}"
+        return f"{low:g} to {high:g}" if low is not None else f"<= {high:g}"
+
+
+class ParameterError(ValueError):
+    """A value that a parameter cannot take; the text names the parameter and what it can take."""
+
+
+def check(parameter: Parameter, value: Any) -> Value:
+    """`value` as the parameter's type (an int becomes a float where one is asked for).
+
+    Raises ParameterError.
+    """
+    kind = type(parameter.default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        words = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+        raise ParameterError(f"{parameter.name} must be {words[kind]}, not {value!r}.")
+    if kind is float and not math.isfinite(value):
+        raise ParameterError(f"{parameter.name} must be a finite number, not {value}.")
+    too_low = parameter.minimum is not None and value < parameter.minimum
+    too_high = parameter.maximum is not None and value > parameter.maximum
+    if too_low or too_high or (parameter.choices and value not in parameter.choices):
+        allowed = parameter.range_text.replace("`", "")
+        raise ParameterError(f"{parameter.name} = {value!r} is not allowed: choose {allowed}.")
+    return value
+
+
+def find(table: tuple[Parameter, ...], name: str) -> Parameter:
+    """The parameter of that name. Raises ParameterError naming the nearest."""
+    for parameter in table:
+        if parameter.name == name:
+            return parameter
+    raise ParameterError(unknown(table, name))
+
+
+def unknown(table: tuple[Parameter, ...], name: str) -> str:
+    """The sentence for a parameter that does not exist."""
+    return f"Unknown parameter {name!r}.{nearest(name, [p.name for p in table])}"
+
+
+def defaults(table: tuple[Parameter, ...]) -> dict[str, Value]:
+    """The mapping of all names to their defaults."""
+    return {parameter.name: parameter.default for parameter in table}
+
+
+def _of_dataclass(
+    cls: type, prefix: str, rows: Mapping[str, tuple[str, float, float]]
+) -> tuple[Parameter, ...]:
+    """A row per field of a configuration dataclass; `rows` gives description, minimum and maximum of each."""
+    fields = {field.name: field.default for field in dataclasses.fields(cls)}
+    if fields.keys() != rows.keys():
+        raise TypeError(f"{cls.__name__} and its table differ in {fields.keys() ^ rows.keys()}.")
+    return tuple(
+        Parameter(prefix + name, fields[name], description, minimum, maximum)
+        for name, (description, minimum, maximum) in rows.items()
+    )
+
+
+def _to_dataclass(cls: type, prefix: str, values: Mapping[str, Value]) -> Any:
+    return cls(**{field.name: values[prefix + field.name] for field in dataclasses.fields(cls)})
+
+
+def sensor_config(values: Mapping[str, Value]) -> SensorMonitorConfig:
+    """The configuration of the sensor monitor from a node's parameters. Raises ValueError."""
+    return _to_dataclass(SensorMonitorConfig, "sensor.", values)
+
+
+def tracker_config(values: Mapping[str, Value]) -> TrackerConfig:
+    """The configuration of the tracker from a node's parameters. Raises ValueError."""
+    return _to_dataclass(TrackerConfig, "", values)
+
+
+_COMMON = (
+    Parameter(
+        "autostart",
+        True,
+        "Configure and activate at start, without a lifecycle manager; after a failure, try again when a "
+        "parameter is changed.",
+        read_only=True,
+    ),
+)
+_WATCHDOG = "Silence, in periods of the input, after which the next {} counts as missing."
+_TRANSPORT = Parameter(
+    "image_transport",
+    "raw",
+    "`raw` subscribes to `image` (sensor_msgs/Image), `compressed` to `image/compressed` "
+    "(sensor_msgs/CompressedImage, JPEG or PNG). Used by the next configure.",
+    choices=("raw", "compressed"),
+)
+
+DISCOVERY = (
+    *_COMMON,
+    Parameter(
+        "model",
+        "monet_demo",
+        "Checkpoint directory, name of a shipped checkpoint, or a model without weights (`grid`, "
+        "`grid:delay_ms=100`). Used by the next configure.",
+    ),
+    Parameter(
+        "device",
+        "cpu",
+        "Device of the model: `cpu`, `cuda`, `cuda:1`. Used by the next configure.",
+    ),
+    Parameter(
+        "threads",
+        0,
+        "Threads of the model on the CPU, 0 for all. Used by the next configure.",
+        0,
+        256,
+    ),
+    _TRANSPORT,
+    Parameter(
+        "use_depth",
+        False,
+        "Subscribe to `depth` and `camera_info` and give objects a position in the camera frame. Used by the "
+        "next configure.",
+    ),
+    Parameter(
+        "depth_tolerance_s",
+        0.05,
+        "Largest difference between the stamps of an image and its depth image. Used by the next configure.",
+        0.0,
+        10.0,
+    ),
+    Parameter("publish_embeddings", True, "Fill in the embedding of each slot; tracking uses it."),
+    Parameter(
+        "min_area_fraction",
+        0.002,
+        "Share of the picture that a slot must cover to be an object.",
+        0.0,
+        0.5,
+    ),
+    Parameter(
+        "watchdog_periods",
+        1.5,
+        _WATCHDOG.format("image") + " Used by the next activate.",
+        1.0,
+        100.0,
+    ),
+    Parameter(
+        "stale_limit_s",
+        5.0,
+        "Silence for which STALE segmentations are published; after it only diagnostics tell.",
+        0.0,
+        3600.0,
+    ),
+    Parameter(
+        "clock_reset_threshold_s",
+        TrackerConfig.clock_reset_threshold_s,
+        "A stamp further back than this is a clock reset, one less far a late image. Used by the next activate.",
+        0.0,
+        3600.0,
+    ),
+    Parameter(
+        "future_tolerance_s",
+        1.0,
+        "An image stamped further ahead of this node's clock is refused, 0 for never. Used by the next activate.",
+        0.0,
+        1e9,
+    ),
+    *_of_dataclass(
+        SensorMonitorConfig,
+        "sensor.",
+        {
+            "black_level": ("Largest mean grey level of a BLACK picture.", 0.0, 255.0),
+            "black_deviation": ("Largest standard deviation of a BLACK picture.", 0.0, 255.0),
+            "flat_deviation": ("Standard deviation up to which a picture is CORRUPT.", 0.0, 255.0),
+            "frozen_after_repeats": (
+                "Bit-identical repetitions that make a picture FROZEN, 0 to switch off (cameras without noise).",
+                0,
+                1000,
+            ),
+        },
+    ),
+)
+
+TRACKING = (
+    *_COMMON,
+    # Later than discovery's watchdog, whose STALE segmentations are to come first.
+    Parameter(
+        "watchdog_periods",
+        2.0,
+        _WATCHDOG.format("segmentation") + " Used by the next activate.",
+        1.0,
+        100.0,
+    ),
+    *_of_dataclass(
+        TrackerConfig,
+        "",
+        {
+            "measurement_std_widths": (
+                "Noise of a centroid on each axis, image widths.",
+                1e-6,
+                1.0,
+            ),
+            "occlusion_shift": (
+                "Extra noise of a centroid, px per px by which the box differs from the track's.",
+                0.0,
+                10.0,
+            ),
+            "velocity_decay_per_s": (
+                "Rate at which objects slow down, 0 for constant velocity.",
+                0.0,
+                100.0,
+            ),
+            "velocity_diffusion_widths": (
+                "Standard deviation of velocity gained in one second, image widths/s.",
+                1e-6,
+                100.0,
+            ),
+            "collision_rate_per_s": ("Collisions of one object per second.", 0.0, 100.0),
+            "collision_speed_widths_per_s": (
+                "Standard deviation of the velocity jump in a collision, image widths/s.",
+                0.0,
+                100.0,
+            ),
+            "initial_speed_widths_per_s": (
+                "Standard deviation of a new object's speed, image widths/s.",
+                1e-6,
+                100.0,
+            ),
+            "size_smoothing_s": ("Time constant of the box size.", 1e-3, 60.0),
+            "gate_probability": (
+                "Share of true positions inside the association gate.",
+                0.01,
+                0.999999,
+            ),
+            "detection_probability": (
+                "Probability that a visible object is detected.",
+                0.01,
+                0.9999,
+            ),
+            "clutter_per_frame": ("Expected false detections per frame.", 1e-9, 100.0),
+            "birth_rate_per_s": ("Expected new objects per second.", 0.0, 100.0),
+            "min_birth_score": ("Score below which a detection starts no track.", 0.0, 0.999),
+            "appearance_prior_variance": (
+                "Variance of appearance before any was seen.",
+                1e-9,
+                1e6,
+            ),
+            "appearance_prior_count": (
+                "Observations that the prior variance is worth.",
+                1e-3,
+                1e6,
+            ),
+            "appearance_memory_frames": ("Frames that the look of a track remembers.", 1, 100000),
+            "appearance_weight": (
+                "Weight of appearance against position, 0 to ignore it.",
+                0.0,
+                1.0,
+            ),
+            "appearance_limit": (
+                "Most that a change of look counts against a match, nats.",
+                0.0,
+                1000.0,
+            ),
+            "birth_existence": ("Existence probability of a new track.", 0.01, 0.99),
+            "confirm_hits": ("Detections that confirm a track.", 1, 1000),
+            "miss_correlation_s": ("Time over which missed detections count as one.", 1e-3, 60.0),
+            "lifetime_s": ("Mean time for which an object that is not seen exists.", 1e-2, 1e6),
+            "min_existence": ("Existence probability below which a track is lost.", 1e-6, 0.9),
+            "max_coast_s": ("Time without detection after which a track is lost.", 1e-3, 3600.0),
+            "view_margin_widths": (
+                "Margin around the view in which tracks live on, image widths.",
+                0.0,
+                10.0,
+            ),
+            "clock_reset_threshold_s": (
+                "A stamp further back than this starts a new session, one less far is late.",
+                0.0,
+                3600.0,
+            ),
+            "horizon_s": ("How far trajectories reach into the future.", 0.0, 60.0),
+            "horizon_step_s": ("Time between two points of a trajectory.", 1e-3, 60.0),
+        },
+    ),
+)
+
+VISUALIZATION = (
+    *_COMMON,
+    _TRANSPORT,
+    Parameter("show_labels", True, "Tint the pixels of the objects in the annotated image."),
+    Parameter(
+        "max_image_rate_hz",
+        30.0,
+        "Annotated images per second at most; all others are skipped.",
+        0.1,
+        1000.0,
+    ),
+    Parameter(
+        "pixel_size_m",
+        0.002,
+        "Metres that one pixel takes in the marker plane, for objects without a known distance.",
+        1e-6,
+        1.0,
+    ),
+    Parameter(
+        "covariance_sigmas",
+        2.15,
+        "Radius of the position ellipses in standard deviations (2.15: 90 %).",
+        0.1,
+        10.0,
+    ),
+    Parameter("marker_lifetime_s", 1.0, "Time after which RViz forgets a marker.", 0.05, 3600.0),
+)
+
+TABLES = {
+    "discovery_node": DISCOVERY,
+    "tracking_node": TRACKING,
+    "visualization_node": VISUALIZATION,
+}
+
+
+def render() -> str:
+    """docs/parameters.md."""
+    lines = [
+        "# Parameters",
+        "",
+        "Written by `python -m oc_perception.nodes.parameters > docs/parameters.md`; do not edit.",
+        "",
+        "Set them in `config/*.yaml`, with `oc-perception up ... --set node.parameter=value`, or at run time with "
+        "`ros2 param set /node parameter value`. A change is checked as a whole: all of it is taken, or nothing, "
+        "with the reason. All nodes also take `qos_overrides.<topic>.{publisher,subscription}."
+        "{history,depth,reliability}`.",
+    ]
+    for node, table in TABLES.items():
+        lines += [
+            "",
+            f"## {node}",
+            "",
+            "| parameter | type | default | range | description |",
+            "|---|---|---|---|---|",
+        ]
+        for p in table:
+            kind = type(p.default).__name__ + (", read-only" if p.read_only else "")
+            lines.append(
+                f"| `{p.name}` | {kind} | {_literal(p.default)} | {p.range_text} | {p.description} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Value) -> str:
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:.6g}`" if isinstance(value, float) else f"`{value}`"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
