@@ -142,7 +142,7 @@ class DiscoveryNode(PerceptionNode):
         self._state, segmentation = self._discovery.step(self._state, None, stamp_ns)
         self._publish(segmentation)
 
-    def handle(self, arrival: Arrival) -> None:
+    def process(self, arrival: Arrival) -> None:
         """Discover objects in one image."""
         self._watchdog.observe(arrival.stamp_ns, arrival.time_s)
         self._frame_id = arrival.message.header.frame_id

@@ -36,7 +36,7 @@ class PerceptionNode(LifecycleNode):
     """A lifecycle node with one worker thread.
 
     A subclass gives its parameter table and defines `configure` (raise ValueError or OSError where the user can
-    put it right: the node stays unconfigured and alive), `activate`, `handle`, and where it needs them `release`,
+    put it right: the node stays unconfigured and alive), `activate`, `process`, and where it needs them `release`,
     `overdue`, `deadline` and `check_values`.
     """
 
@@ -67,7 +67,7 @@ class PerceptionNode(LifecycleNode):
         """Start from a fresh state, fast."""
         raise NotImplementedError
 
-    def handle(self, item: Any) -> None:
+    def process(self, item: Any) -> None:
         """Process one item, on the worker's thread."""
         raise NotImplementedError
 
@@ -219,7 +219,7 @@ class PerceptionNode(LifecycleNode):
             return self._failed_to("activate", error)
         super().on_activate(state)
         self._worker = Worker(
-            self.handle,
+            self.process,
             self.overdue,
             self.deadline,
             lambda: self.diagnostics.count("dropped"),

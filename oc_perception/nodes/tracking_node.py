@@ -87,7 +87,7 @@ class TrackingNode(PerceptionNode):
             return
         self._step(None, self._watchdog.expire())
 
-    def handle(self, arrival: Arrival) -> None:
+    def process(self, arrival: Arrival) -> None:
         """Track one segmentation."""
         stamp_ns = to_nanoseconds(arrival.message.header.stamp)
         try:
