@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+import itertools
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy")
+
+from rcl_interfaces.srv import SetParameters  # noqa: E402
+from rclpy.context import Context  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.node import Node  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
+from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+
+from oc_perception import msg as messages  # noqa: E402
+from oc_perception.nodes.camera_simulator_node import CameraSimulatorNode  # noqa: E402
+from oc_perception.nodes.conversions import to_depth, to_frame, to_nanoseconds  # noqa: E402
+from oc_perception.types import SensorState  # noqa: E402
+
+NAME = "camera_simulator_node"
+DOMAINS = itertools.count(100 + os.getpid() % 50)
+SMALL = {"width": 160, "height": 120, "num_objects": 3, "wait_for_subscribers_s": 20.0}
+
+
+class Stage:
+    """A simulator and a listener to all its topics in one executor, on a domain of their own."""
+
+    def __init__(self, domain, **parameters):
+        self.context = Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.listener = Node("listener", context=self.context)
+        self.received = {
+            name: [] for name in ("image", "camera_info", "depth", "labels", "tracks")
+        }
+        self.summaries = []
+        latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        for key, kind, topic, profile in (
+            ("labels", messages.ObjectSegmentation, "ground_truth/segmentation", 100),
+            ("tracks", messages.TrackArray, "ground_truth/tracks", 100),
+            ("camera_info", CameraInfo, "camera_info", 100),
+            ("depth", Image, "depth", 100),
+            ("image", Image, "image", 100),
+        ):
+            self.listener.create_subscription(
+                kind, f"/{NAME}/{topic}", self.received[key].append, profile
+            )
+        self.listener.create_subscription(
+            String,
+            f"/{NAME}/summary",
+            lambda m: self.summaries.append(json.loads(m.data)),
+            latched,
+        )
+        overrides = [
+            Parameter(name, value=value) for name, value in {**SMALL, **parameters}.items()
+        ]
+        self.node = CameraSimulatorNode(context=self.context, parameter_overrides=overrides)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.listener)
+        self.executor.add_node(self.node)
+
+    def spin_until(self, condition, deadline_s=30.0):
+        end_s = time.monotonic() + deadline_s
+        while not condition():
+            assert time.monotonic() < end_s, "deadline passed"
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def state(self):
+        return self.summaries[-1]["state"] if self.summaries else None
+
+    def close(self):
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.listener.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    stages = []
+
+    def make(**parameters):
+        stages.append(Stage(next(DOMAINS), **parameters))
+        return stages[-1]
+
+    yield make
+    for each in stages:
+        each.close()
+
+
+def stamps(received):
+    return [to_nanoseconds(message.header.stamp) for message in received]
+
+
+def test_frames_truth_and_blackouts_arrive_on_an_exact_schedule(stage):
+    schedule = "0.2:2:missing, 0.4:2:black, 0.6:2:frozen"
+    scene = stage(blackouts=schedule, duration_s=1.0, rate_hz=20.0, publish_depth=True)
+    scene.node.start()
+    scene.spin_until(lambda: scene.state() == "finished")
+    got = scene.received
+    scene.spin_until(lambda: len(got["tracks"]) == len(got["labels"]) == 20)
+    scene.spin_until(
+        lambda: len(got["image"]) == len(got["depth"]) == len(got["camera_info"]) == 18
+    )
+    assert scene.summaries[-1] == {"state": "finished", "ticks": 20, "frames_published": 18}
+
+    ticks = stamps(got["tracks"])
+    assert set(np.diff(ticks)) == {50_000_000}
+    states = dict(zip(ticks, (message.sensor_state for message in got["tracks"]), strict=True))
+    blind = [state for state in states.values() if state != SensorState.OK]
+    assert blind == [SensorState.STALE] * 2 + [SensorState.BLACK] * 2 + [SensorState.FROZEN] * 2
+    shown = [stamp for stamp in ticks if states[stamp] != SensorState.STALE]
+    for name in ("image", "camera_info", "depth"):
+        assert stamps(got[name]) == shown
+    assert stamps(got["labels"]) == ticks
+
+    previous = None
+    for message in got["image"]:
+        frame, state = to_frame(message), states[to_nanoseconds(message.header.stamp)]
+        assert frame.shape == (120, 160, 3) and message.header.frame_id == "camera"
+        assert (not frame.any()) == (state == SensorState.BLACK)
+        assert np.array_equal(frame, previous) == (
+            state == SensorState.FROZEN or (state == SensorState.BLACK and not previous.any())
+        )
+        previous = frame
+    depth = to_depth(got["depth"][0])
+    assert depth.shape == (120, 160) and 0.1 < np.nanmin(depth) <= np.nanmax(depth) < 10
+    np.testing.assert_array_equal(got["camera_info"][0].k, scene.node.camera.matrix.reshape(9))
+    for labels, tracks in zip(got["labels"], got["tracks"], strict=True):
+        image = np.frombuffer(labels.label_image.data, np.uint8)
+        assert set(np.unique(image)) - {0} == {track.slot_label for track in tracks.tracks}
+
+
+def test_it_holds_until_running_is_set(stage):
+    scene = stage(running=False, duration_s=0.3)
+    scene.node.start()
+    scene.spin_until(lambda: scene.state() == "ready")
+    client = scene.listener.create_client(SetParameters, f"/{NAME}/set_parameters")
+    scene.spin_until(client.service_is_ready)
+    assert not scene.received["image"]
+    go = Parameter("running", value=True).to_parameter_msg()
+    answer = client.call_async(SetParameters.Request(parameters=[go]))
+    scene.spin_until(lambda: scene.state() == "finished")
+    assert answer.result().results[0].successful
+    scene.spin_until(lambda: len(scene.received["image"]) == 9)
+
+
+def test_a_setting_that_cannot_be_is_refused_with_the_reason(stage):
+    for parameters, reason in (
+        ({"blackouts": "1:2:dim"}, "missing, black, frozen"),
+        ({"rate_hz": 0.0}, "rate_hz"),
+        ({"widht": 3}, "Did you mean 'width'"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            stage(**parameters)
