@@ -105,8 +105,24 @@ class Bag:
 
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
         """`(topic, time of recording in ns, message)` of some topics, in order of recording."""
-        for topic, recorded_ns, message_type, data in self._raw(topics):
+        for topic, recorded_ns, message_type, data in self.raw(topics):
             yield topic, recorded_ns, self._deserialize(topic, message_type, data)
+
+    def raw(self, topics: Iterable[str]) -> Iterator[tuple[str, int, str, bytes]]:
+        """`(topic, time of recording in ns, message type, CDR bytes)`, in recorded order."""
+        chosen = set(topics)
+        connections = [c for c in self._reader.connections if c.topic in chosen]
+        if not connections:
+            return
+        messages = self._reader.messages(connections)
+        while True:
+            try:
+                connection, recorded_ns, data = next(messages)
+            except StopIteration:
+                return
+            except Exception as error:  # see __enter__
+                raise BagError(f"{self.path} is damaged: {error} {self._cure()}") from error
+            yield connection.topic, recorded_ns, connection.msgtype, data
 
     def select(self, image_topic: str | None = None) -> BagTopics:
         """The topics of the camera: the named image topic, or the only one in the bag.
@@ -154,7 +170,7 @@ class Bag:
         Raises BagError where there are no two different ones.
         """
         stamps = []
-        for _, _, message_type, data in self._raw([image_topic]):
+        for _, _, message_type, data in self.raw([image_topic]):
             stamps.append(self._stamp(image_topic, message_type, data))
             if len(stamps) > _PERIOD_SAMPLE_FRAMES:
                 break
@@ -208,21 +224,6 @@ class Bag:
                 yield release(pending.popleft())
         while pending:
             yield release(pending.popleft())
-
-    def _raw(self, topics: Iterable[str]) -> Iterator[tuple[str, int, str, bytes]]:
-        chosen = set(topics)
-        connections = [c for c in self._reader.connections if c.topic in chosen]
-        if not connections:
-            return
-        messages = self._reader.messages(connections)
-        while True:
-            try:
-                connection, recorded_ns, data = next(messages)
-            except StopIteration:
-                return
-            except Exception as error:  # see __enter__
-                raise BagError(f"{self.path} is damaged: {error} {self._cure()}") from error
-            yield connection.topic, recorded_ns, connection.msgtype, data
 
     def _deserialize(self, topic: str, message_type: str, data: bytes) -> Any:
         try:

@@ -58,14 +58,20 @@ class BagWriter:
 
     def write(self, topic: str, stamp_ns: int, message: Any) -> None:
         """Append a message, recorded at `stamp_ns`. A topic with two types raises ValueError."""
+        data = typestore().serialize_cdr(message, message.__msgtype__)
+        self.write_raw(topic, stamp_ns, message.__msgtype__, data)
+
+    def write_raw(
+        self, topic: str, stamp_ns: int, message_type: str, data: bytes | memoryview
+    ) -> None:
+        """Append a message that is CDR already. A topic with two types raises ValueError."""
         connection = self._connections.get(topic)
         if connection is None:
             connection = self._connections[topic] = self._writer.add_connection(
-                topic, message.__msgtype__, typestore=typestore()
+                topic, message_type, typestore=typestore()
             )
-        if connection.msgtype != message.__msgtype__:
-            raise ValueError(f"{topic} holds {connection.msgtype}, not {message.__msgtype__}.")
-        data = typestore().serialize_cdr(message, message.__msgtype__)
+        if connection.msgtype != message_type:
+            raise ValueError(f"{topic} holds {connection.msgtype}, not {message_type}.")
         self._writer.write(connection, stamp_ns, data)
 
     def __exit__(

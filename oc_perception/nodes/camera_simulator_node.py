@@ -28,65 +28,21 @@ from oc_perception.nodes.conversions import (
     to_segmentation_message,
     to_track_array,
 )
-from oc_perception.nodes.parameters import Parameter
-from oc_perception.nodes.source import RUNNING, WAIT, SourceNode, run
+from oc_perception.nodes.parameters import CAMERA_SIMULATOR
+from oc_perception.nodes.source import SourceNode, run
 from oc_perception.types import Detection, Segmentation, SensorState, TrackOutput
 from oc_perception.worlds.camera import CameraConfig, SimulatedCamera, View
 
-_DEFAULT = CameraConfig()
 _SESSION = bytes(16)  # identities of the world are unique for the life of the node
 _HOPELESS_S = 1.0  # a schedule that is further behind is given up
 _POLL_S = 0.1
-
-PARAMETERS = (
-    Parameter("width", _DEFAULT.width, "Image width, px.", 16, 8192, read_only=True),
-    Parameter("height", _DEFAULT.height, "Image height, px.", 16, 8192, read_only=True),
-    Parameter("rate_hz", _DEFAULT.rate_hz, "Frames per second.", 0.1, 1000.0, read_only=True),
-    Parameter("seed", _DEFAULT.seed, "Seed of world and noise.", 0, 2**31 - 1, read_only=True),
-    Parameter("num_objects", _DEFAULT.num_objects, "Objects in the world.", 1, 8, read_only=True),
-    Parameter(
-        "render_scale",
-        _DEFAULT.render_scale,
-        "Size of the drawn over the published image; smaller is cheaper.",
-        0.02,
-        1.0,
-        read_only=True,
-    ),
-    Parameter(
-        "noise_level",
-        _DEFAULT.noise_level,
-        "Standard deviation of the sensor noise, grey levels of 255.",
-        0.0,
-        20.0,
-        read_only=True,
-    ),
-    Parameter(
-        "blackouts",
-        _DEFAULT.blackouts,
-        "Blackout schedule `start_s:frames:mode, ...` with mode missing, black or frozen.",
-        read_only=True,
-    ),
-    Parameter("frame_id", "camera", "Frame of the camera, in all headers.", read_only=True),
-    Parameter("publish_depth", False, "Publish `~/depth` (32FC1, m).", read_only=True),
-    Parameter("duration_s", 0.0, "Stop after this long, s; 0 never.", 0.0, read_only=True),
-    Parameter(
-        "render_ahead_s",
-        1.0,
-        "Draw this much before the first frame, and stay as far ahead where possible, s.",
-        0.0,
-        600.0,
-        read_only=True,
-    ),
-    WAIT,
-    RUNNING,
-)
 
 
 class CameraSimulatorNode(SourceNode):
     """One thread draws ahead, one publishes on schedule."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("camera_simulator_node", PARAMETERS, **kwargs)
+        super().__init__("camera_simulator_node", CAMERA_SIMULATOR, **kwargs)
         names = [field.name for field in dataclasses.fields(CameraConfig)]
         self.camera = SimulatedCamera(CameraConfig(**{name: self.values[name] for name in names}))
         self._image = self._output(Image, "~/image")
@@ -107,13 +63,16 @@ class CameraSimulatorNode(SourceNode):
         room = min(total, max(2, round(self.values["render_ahead_s"] * rate_hz)))
         views: queue.Queue[View] = queue.Queue(room)
         self.summarize("drawing")
-        threading.Thread(target=self._draw, args=(views, total), daemon=True).start()
+        artist = threading.Thread(target=self._draw, args=(views, total), daemon=True)
+        artist.start()
         while not views.full() and self.sleep_until(time.monotonic() + 0.02):
             pass
         self.summarize("ready")
         self.wait_for_subscribers([self._image])
         self._publish_all(views, total)
-        self.summarize("finished", **self._numbers())
+        artist.join()
+        if not self.stopped:
+            self.summarize("finished", **self._numbers())
 
     def _draw(self, views: queue.Queue[View], total: int) -> None:
         torch.set_num_threads(1)  # more threads would take the cores of the nodes under test

@@ -349,10 +349,89 @@ VISUALIZATION = (
     Parameter("marker_lifetime_s", 1.0, "Time after which RViz forgets a marker.", 0.05, 3600.0),
 )
 
+_SOURCE = (
+    Parameter(
+        "wait_for_subscribers_s",
+        0.0,
+        "Wait until somebody subscribes, but no longer than this, s.",
+        0.0,
+        read_only=True,
+    ),
+    Parameter("running", True, "Publish; false holds where it is."),
+)
+
+CAMERA_SIMULATOR = (
+    Parameter("width", 640, "Image width, px.", 16, 8192, read_only=True),
+    Parameter("height", 480, "Image height, px.", 16, 8192, read_only=True),
+    Parameter("rate_hz", 30.0, "Frames per second.", 0.1, 1000.0, read_only=True),
+    Parameter("seed", 0, "Seed of world and noise.", 0, 2**31 - 1, read_only=True),
+    Parameter("num_objects", 4, "Objects in the world.", 1, 8, read_only=True),
+    Parameter(
+        "render_scale",
+        0.25,
+        "Size of the drawn over the published image; smaller is cheaper.",
+        0.02,
+        1.0,
+        read_only=True,
+    ),
+    Parameter(
+        "noise_level",
+        2.0,
+        "Standard deviation of the sensor noise, grey levels of 255.",
+        0.0,
+        20.0,
+        read_only=True,
+    ),
+    Parameter(
+        "blackouts",
+        "",
+        "Blackout schedule `start_s:frames:mode, ...` with mode `missing`, `black` or `frozen`.",
+        read_only=True,
+    ),
+    Parameter("frame_id", "camera", "Frame of the camera, in all headers.", read_only=True),
+    Parameter("publish_depth", False, "Publish `~/depth` (32FC1, m).", read_only=True),
+    Parameter("duration_s", 0.0, "Finish after this long, s; 0 for never.", 0.0, read_only=True),
+    Parameter(
+        "render_ahead_s",
+        1.0,
+        "Draw this much before the first frame, and stay as far ahead where possible, s.",
+        0.0,
+        600.0,
+        read_only=True,
+    ),
+    *_SOURCE,
+)
+
+BAG_PLAYER = (
+    Parameter("bag", "", "The rosbag2 directory, or a lone .mcap or .db3 file.", read_only=True),
+    Parameter("rate", 1.0, "Seconds of the bag per second.", 1e-3, 1e3, read_only=True),
+    Parameter("loop", False, "Begin again at the end instead of exiting.", read_only=True),
+    Parameter(
+        "start_offset_s", 0.0, "Leave out the first seconds of the bag.", 0.0, read_only=True
+    ),
+    Parameter(
+        "topics",
+        "",
+        "Topics to play, separated by commas; empty for all that can be played.",
+        read_only=True,
+    ),
+    Parameter(
+        "remap",
+        "",
+        "New names `recorded:=published`, separated by commas.",
+        read_only=True,
+    ),
+    Parameter("publish_clock", True, "Publish the time of the bag on `/clock`.", read_only=True),
+    Parameter("clock_rate_hz", 100.0, "Clock messages per second.", 1.0, 1000.0, read_only=True),
+    *_SOURCE,
+)
+
 TABLES = {
     "discovery_node": DISCOVERY,
     "tracking_node": TRACKING,
     "visualization_node": VISUALIZATION,
+    "camera_simulator_node": CAMERA_SIMULATOR,
+    "bag_player_node": BAG_PLAYER,
 }
 
 

@@ -20,23 +20,11 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
 from oc_perception.nodes.diagnostics import Diagnostics
-from oc_perception.nodes.node import descriptor
+from oc_perception.nodes.node import FOREIGN_PARAMETERS, descriptor
 from oc_perception.nodes.parameters import Parameter, ParameterError, check, unknown
 
 _POLL_S = 0.05
 _DISCOVERY_S = 0.5  # a matched subscriber needs a moment until it has matched us, too
-FOREIGN_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
-
-RUNNING = Parameter(
-    "running", True, "Play; false holds where it is. The only one to change later."
-)
-WAIT = Parameter(
-    "wait_for_subscribers_s",
-    0.0,
-    "How long to wait, at most, until somebody subscribes, s.",
-    minimum=0.0,
-    read_only=True,
-)
 
 
 class SourceNode(Node):
@@ -91,7 +79,7 @@ class SourceNode(Node):
 
     def wait_for_subscribers(self, publishers: list) -> None:
         """Wait until each publisher has a subscriber, up to the parameter's time."""
-        deadline_s = time.monotonic() + self.values[WAIT.name]
+        deadline_s = time.monotonic() + self.values["wait_for_subscribers_s"]
         while time.monotonic() < deadline_s and not self.stopped:
             if all(publisher.get_subscription_count() for publisher in publishers):
                 self.sleep_until(time.monotonic() + _DISCOVERY_S)
@@ -121,7 +109,7 @@ class SourceNode(Node):
 
     def _set(self, changes: list[RosParameter]) -> SetParametersResult:
         for change in changes:
-            if change.name == RUNNING.name:
+            if change.name == "running":
                 if not isinstance(change.value, bool):
                     return SetParametersResult(
                         successful=False, reason="running must be true or false."

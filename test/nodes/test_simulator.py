@@ -21,7 +21,9 @@ from std_msgs.msg import String  # noqa: E402
 from oc_perception import msg as messages  # noqa: E402
 from oc_perception.nodes.camera_simulator_node import CameraSimulatorNode  # noqa: E402
 from oc_perception.nodes.conversions import to_depth, to_frame, to_nanoseconds  # noqa: E402
+from oc_perception.nodes.parameters import CAMERA_SIMULATOR, defaults  # noqa: E402
 from oc_perception.types import SensorState  # noqa: E402
+from oc_perception.worlds.camera import CameraConfig  # noqa: E402
 
 NAME = "camera_simulator_node"
 DOMAINS = itertools.count(100 + os.getpid() % 50)
@@ -159,3 +161,9 @@ def test_a_setting_that_cannot_be_is_refused_with_the_reason(stage):
     ):
         with pytest.raises(ValueError, match=reason):
             stage(**parameters)
+
+
+def test_defaults_are_those_of_the_simulated_camera():
+    table = defaults(CAMERA_SIMULATOR)
+    for name, value in vars(CameraConfig()).items():
+        assert table[name] == value
