@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 
 from oc_perception.bags.definitions import (
@@ -127,7 +126,7 @@ def segmentation_message(segmentation: Segmentation, frame_id: str = "camera") -
         label_image=image_message(segmentation.stamp_ns, labels, frame_id),
         model=segmentation.model,
         frame_seq=segmentation.frame_seq,
-        slots=[_slot_message(d, labels) for d in segmentation.detections],
+        slots=[_slot_message(d) for d in segmentation.detections],
     )
 
 
@@ -193,9 +192,8 @@ def _region(x: int, y: int, width: int, height: int) -> Any:
     )
 
 
-def _slot_message(detection: Detection, labels: np.ndarray) -> Any:
-    cx, cy, _, _ = detection.box
-    x, y, width, height = cv2.boundingRect((labels == detection.label).view(np.uint8))
+def _slot_message(detection: Detection) -> Any:
+    cx, cy, width, height = (float(value) for value in detection.box)
     position = detection.point_m if detection.point_m is not None else np.full(3, np.nan)
     return make(
         f"{PACKAGE}/msg/ObjectSlot",
@@ -203,9 +201,15 @@ def _slot_message(detection: Detection, labels: np.ndarray) -> Any:
         is_background=detection.is_background,
         score=float(detection.score),
         area=int(detection.area_px),
-        roi=_region(x, y, width, height),
-        centroid_x=float(cx),
-        centroid_y=float(cy),
+        # as the live nodes do: a detection knows the size of its box, and where its centroid is
+        roi=_region(
+            max(0, round(cx - (width - 1) / 2)),
+            max(0, round(cy - (height - 1) / 2)),
+            max(0, round(width)),
+            max(0, round(height)),
+        ),
+        centroid_x=cx,
+        centroid_y=cy,
         position=np.asarray(position, np.float32),
         embedding=np.asarray(detection.embedding, np.float32),
     )
