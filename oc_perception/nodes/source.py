@@ -35,18 +35,19 @@ class SourceNode(Node):
     """
 
     def __init__(self, name: str, table: tuple[Parameter, ...], **kwargs: Any) -> None:
-        super().__init__(name, **kwargs)
-        self.values = self._declare(table)
+        # First what `destroy_node` needs: a context also destroys nodes that could not be made.
         self.ended = threading.Event()
         self._stopped = threading.Event()
         self._running = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        super().__init__(name, **kwargs)
+        self.values = self._declare(table)
         if self.values["running"]:
             self._running.set()
         self.add_on_set_parameters_callback(self._set)
         self.diagnostics = Diagnostics(self)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._summary = self.create_publisher(String, "~/summary", latched)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def produce(self) -> None:
         """Publish everything; return at the end, or soon after `sleep_until` said False."""
