@@ -66,7 +66,7 @@ def image_message(stamp_ns: int, image: np.ndarray, frame_id: str = "camera") ->
         encoding=encoding,
         is_bigendian=0,
         step=image.strides[0] if image.size else 0,
-        data=image.reshape(-1).view(np.uint8),
+        data=image.reshape(-1).view(np.uint8) if image.size else np.zeros(0, np.uint8),
     )
 
 
@@ -192,6 +192,11 @@ def _region(x: int, y: int, width: int, height: int) -> Any:
     )
 
 
+def _floats(values: np.ndarray) -> np.ndarray:
+    """float32 in C order, which rosbags needs to look at it as bytes."""
+    return np.ascontiguousarray(values, np.float32)
+
+
 def _slot_message(detection: Detection) -> Any:
     cx, cy, width, height = (float(value) for value in detection.box)
     position = detection.point_m if detection.point_m is not None else np.full(3, np.nan)
@@ -210,8 +215,8 @@ def _slot_message(detection: Detection) -> Any:
         ),
         centroid_x=cx,
         centroid_y=cy,
-        position=np.asarray(position, np.float32),
-        embedding=np.asarray(detection.embedding, np.float32),
+        position=_floats(position),
+        embedding=_floats(detection.embedding),
     )
 
 
@@ -234,13 +239,13 @@ def _track_message(track: Track) -> Any:
         state=int(track.state),
         slot_label=track.slot_label,
         existence_probability=float(track.existence_probability),
-        box=np.asarray(track.box, np.float32),
-        velocity=np.asarray(track.velocity, np.float32),
-        covariance=np.asarray(track.covariance, np.float32)[_UPPER],
+        box=_floats(track.box),
+        velocity=_floats(track.velocity),
+        covariance=_floats(track.covariance)[_UPPER],
         age=track.age,
         hits=track.hits,
         last_seen=time_message(track.last_seen_ns),
-        embedding=np.asarray(track.embedding, np.float32),
+        embedding=_floats(track.embedding),
     )
 
 
@@ -282,8 +287,8 @@ def _mode_message(mode: TrajectoryMode) -> Any:
         )
         for time_s, box, covariance in zip(
             mode.times_s.tolist(),
-            mode.boxes.astype(np.float32),
-            mode.covariances.astype(np.float32),
+            _floats(mode.boxes),
+            _floats(mode.covariances),
             strict=True,
         )
     ]

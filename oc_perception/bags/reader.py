@@ -164,6 +164,12 @@ class Bag:
             truth=truth[0] if len(truth) == 1 else None,
         )
 
+    def first_stamp_ns(self, topic: str) -> int:
+        """Header stamp of the first message of a topic. Raises BagError where there is none."""
+        for _, _, message_type, data in self.raw([topic]):
+            return self._stamp(topic, message_type, data)
+        raise BagError(f"{topic} in {self.path} has no message: record it again.")
+
     def period_ns(self, image_topic: str) -> int:
         """The camera's period: the median distance of the first stamps.
 
