@@ -23,13 +23,14 @@ demo: setup  ## run the node chain on simulated camera images with blackouts; AR
 	@. ./activate && oc-perception demo $(ARGS)
 
 test: setup  ## run the test suite; ARGS=... for pytest
-	@. ./activate && pytest $(ARGS)
+	@. ./activate && OC_REQUIRE_ROS=1 pytest $(ARGS)
 
 lint: setup  ## check style
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
 docs: setup  ## generate docs/parameters.md from the nodes' parameter tables
-	@. ./activate && python -m oc_perception.nodes.parameters > docs/parameters.md
+	@. ./activate && python -m oc_perception.nodes.parameters > docs/parameters.md.new
+	@mv docs/parameters.md.new docs/parameters.md
 
 clean:  ## remove what was built and cached; .venv stays (remove it to start over)
 	rm -rf build install log .pytest_cache .ruff_cache

@@ -112,7 +112,8 @@ packages() {
     check_machine
     local python torch
     mkdir -p "$root/log"
-    if [ -x "$venv/bin/python" ] && [ -z "$(python_lacks "$venv/bin/python")" ]; then
+    if "$venv/bin/python" -m pip --version >/dev/null 2>&1 &&
+        [ -z "$(python_lacks "$venv/bin/python")" ]; then
         echo "Python: $("$venv/bin/python" --version) in .venv"
     else
         python=$(find_python)
