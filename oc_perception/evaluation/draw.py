@@ -264,22 +264,19 @@ class _Pen:
 
 def _tint(canvas: np.ndarray, label_image: np.ndarray, tracks: Sequence[Track]) -> None:
     colors = np.zeros((256, 3), np.uint8)
-    owned = np.zeros(256, bool)
+    owned = np.zeros(256, np.uint8)
     for track in tracks:
         if track.slot_label != UNLABELLED and track.state != TrackState.TENTATIVE:
             colors[track.slot_label] = color(track.id)
-            owned[track.slot_label] = True
+            owned[track.slot_label] = 255
     if not owned.any():
         return
-    mask = owned[label_image]
-    tint = colors[label_image]
-    blend = cv2.addWeighted(canvas, 1 - _TINT, tint, _TINT, 0)
-    np.copyto(canvas, blend, where=mask[..., None])
+    mask = cv2.LUT(label_image, owned)
+    tint = cv2.merge([cv2.LUT(label_image, np.ascontiguousarray(c)) for c in colors.T])
+    cv2.copyTo(cv2.addWeighted(canvas, 1 - _TINT, tint, _TINT, 0), mask, canvas)
     # The outline is where a 3x3 neighbourhood holds two labels, on the owner's side.
-    shown = np.where(mask, label_image, UNLABELLED).astype(np.uint8)
-    kernel = np.ones((3, 3), np.uint8)
-    edge = (cv2.dilate(shown, kernel) != cv2.erode(shown, kernel)) & mask
-    canvas[edge] = tint[edge]
+    edge = cv2.morphologyEx(label_image, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    cv2.copyTo(tint, cv2.bitwise_and(mask, cv2.compare(edge, 0, cv2.CMP_GT)), canvas)
 
 
 def _draw_clouds(
