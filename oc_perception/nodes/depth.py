@@ -63,6 +63,9 @@ class DepthInput:
                 "register depth to colour."
             )
             return None, None
+        if np.isnan(depth).all():
+            self._refuse("The depth image holds no valid distance: check range and exposure.")
+            return None, None
         return depth, np.array(info.k).reshape(3, 3)
 
     def _refuse(self, message: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -30,6 +31,8 @@ COUNTERS = (
     "clock_resets",
     "zero_stamp",
     "future_stamp",
+    "gaps",
+    "format_changes",
     "failures",
 )
 SENSOR_TROUBLE = {
@@ -82,8 +85,10 @@ class Diagnostics:
         now_s = time.monotonic()
         with self._lock:
             self._counters[counter] += amount
+            previous_s = self._events.get(counter, (-math.inf,))[0]
             self._events[counter] = (now_s, level, message)
-        self._node.get_logger().warning(message, throttle_duration_sec=EVENT_MEMORY_S)
+        if now_s - previous_s > EVENT_MEMORY_S:
+            self._node.get_logger().warning(message)
 
     def condition(self, name: str, message: str | None, level: bytes = WARN) -> None:
         """Set a lasting condition, or end it with None."""

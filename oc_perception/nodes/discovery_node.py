@@ -32,7 +32,10 @@ from oc_perception.nodes.node import PerceptionNode, run
 from oc_perception.nodes.parameters import DISCOVERY, sensor_config
 from oc_perception.nodes.timing import NANOSECONDS, StampGate, StampVerdict, Watchdog
 from oc_perception.pipeline import Discovery
-from oc_perception.types import SensorState
+from oc_perception.types import Segmentation, SensorState
+
+GAP_S = 1.0
+CHECK = "check the camera driver and its link"
 
 
 class Arrival(NamedTuple):
@@ -93,6 +96,7 @@ class DiscoveryNode(PerceptionNode):
         )
         self._watchdog = Watchdog(self.value("watchdog_periods"))
         self._frame_id = ""
+        self._format: tuple[int, int, str] | None = None
 
     def release(self) -> None:
         """Let go of the weights."""
@@ -144,7 +148,9 @@ class DiscoveryNode(PerceptionNode):
 
     def process(self, arrival: Arrival) -> None:
         """Discover objects in one image."""
-        self._watchdog.observe(arrival.stamp_ns, arrival.time_s)
+        gap_s = self._watchdog.observe(arrival.stamp_ns, arrival.time_s)
+        if gap_s > GAP_S:
+            self.diagnostics.event("gaps", f"There were {gap_s:.1f} s without an image: {CHECK}.")
         self._frame_id = arrival.message.header.frame_id
         try:
             frame = to_frame(arrival.message)
@@ -153,6 +159,7 @@ class DiscoveryNode(PerceptionNode):
             self._state, segmentation = self._discovery.step(self._state, None, arrival.stamp_ns)
             segmentation = dataclasses.replace(segmentation, sensor_state=SensorState.CORRUPT)
         else:
+            self._notice_format(frame.shape, arrival.message)
             depth, camera_matrix = self._depth.nearest(arrival.stamp_ns, frame.shape[:2])
             self._state, segmentation = self._discovery.step(
                 self._state, frame, arrival.stamp_ns, depth, camera_matrix
@@ -161,7 +168,18 @@ class DiscoveryNode(PerceptionNode):
         latency_s = (self.get_clock().now().nanoseconds - arrival.stamp_ns) / NANOSECONDS
         self.diagnostics.published(latency_s)
 
-    def _publish(self, segmentation: Any) -> None:
+    def _notice_format(self, shape: tuple[int, ...], message: Image | CompressedImage) -> None:
+        compressed = isinstance(message, CompressedImage)
+        new = (shape[1], shape[0], message.format if compressed else message.encoding)
+        if self._format not in (None, new):
+            old_text, new_text = ("{}x{} {}".format(*f) for f in (self._format, new))
+            self.diagnostics.event(
+                "format_changes",
+                f"Images changed from {old_text} to {new_text}: check for two publishers.",
+            )
+        self._format = new
+
+    def _publish(self, segmentation: Segmentation) -> None:
         header = to_header(segmentation.stamp_ns, self._frame_id)
         message = to_segmentation_message(segmentation, header, self.value("publish_embeddings"))
         self._segmentation.publish(message)

@@ -28,6 +28,10 @@ from oc_perception.nodes.worker import Worker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 SILENCE_S = 3.0
+OVERLOAD = (
+    "Input comes faster than it can be processed, and is skipped: use a faster model or device, lower the rate of "
+    "the camera, or free the processor."
+)
 # Declared by rclpy itself, not by our tables.
 FOREIGN_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 
@@ -165,15 +169,17 @@ class PerceptionNode(LifecycleNode):
     def input(
         self, message_type: type, topic: str, callback: Callable, profile: QoSProfile
     ) -> Any:
-        """A subscription whose callback runs while the node is active; released by clean-up."""
+        """A subscription whose callback runs while the node is active; released by clean-up.
+
+        The first one is the node's main input: there silence and lost messages are reported.
+        """
 
         def receive(message: Any, info: dict) -> None:
-            lost = self._count_lost(topic, info)
+            lost = self._lost_before(topic, info)
             if self._worker is not None:
-                if lost:
-                    self.diagnostics.event(
-                        "lost", f"Messages on {topic} get lost. {frame_loss_cure()}", amount=lost
-                    )
+                if lost and subscription is self._inputs[0]:
+                    text = f"Messages on {topic} get lost. {frame_loss_cure()}"
+                    self.diagnostics.event("lost", text, amount=lost)
                 callback(message)
 
         subscription = self.create_subscription(
@@ -182,7 +188,7 @@ class PerceptionNode(LifecycleNode):
         self._inputs.append(subscription)
         return subscription
 
-    def _count_lost(self, topic: str, info: dict) -> int:
+    def _lost_before(self, topic: str, info: dict) -> int:
         """Messages that a publisher sent since its last one here, and that did not arrive."""
         number, publisher = info["publication_sequence_number"], info["publisher_gid"]
         if number is None or publisher is None:
@@ -222,7 +228,7 @@ class PerceptionNode(LifecycleNode):
             self.process,
             self.overdue,
             self.deadline,
-            lambda: self.diagnostics.count("dropped"),
+            lambda: self.diagnostics.event("dropped", OVERLOAD),
             self._failed_step,
             self.capacity,
         )

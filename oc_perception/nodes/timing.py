@@ -92,12 +92,14 @@ class Watchdog:
             return None
         return self._arrival_s + (self._periods + self._missed) * period_ns / NANOSECONDS
 
-    def observe(self, stamp_ns: int, arrival_s: float) -> None:
-        """A frame with this stamp came at `arrival_s` (steady time)."""
-        if self._stamp_ns is not None and 0 < stamp_ns - self._stamp_ns <= LONGEST_PERIOD_NS:
-            self._differences_ns.append(stamp_ns - self._stamp_ns)
+    def observe(self, stamp_ns: int, arrival_s: float) -> float:
+        """A frame with this stamp came at `arrival_s` (steady time); the seconds between its stamp and the last."""
+        difference_ns = 0 if self._stamp_ns is None else stamp_ns - self._stamp_ns
+        if 0 < difference_ns <= LONGEST_PERIOD_NS:
+            self._differences_ns.append(difference_ns)
         self._stamp_ns, self._arrival_s = stamp_ns, arrival_s
         self._missed, self._resting = 0, False
+        return difference_ns / NANOSECONDS
 
     def expire(self, now_s: float | None = None) -> int:
         """The deadline passed: count the missing frames and return the stamp of the newest of them."""

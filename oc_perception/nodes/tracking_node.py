@@ -22,7 +22,7 @@ from oc_perception.nodes.conversions import (
 )
 from oc_perception.nodes.node import PerceptionNode, run
 from oc_perception.nodes.parameters import TRACKING, tracker_config
-from oc_perception.nodes.timing import NANOSECONDS, StampGate, StampVerdict, Watchdog
+from oc_perception.nodes.timing import NANOSECONDS, Watchdog
 from oc_perception.tracking.tracker import StampError, Tracker
 from oc_perception.types import Segmentation, SensorState, TrackOutput
 
@@ -54,7 +54,6 @@ class TrackingNode(PerceptionNode):
         """Start a new session."""
         self._tracker = Tracker(tracker_config(self.values))
         self._state = self._tracker.initial_state(uuid.uuid4().bytes)
-        self._gate = StampGate(self.value("clock_reset_threshold_s"))
         self._watchdog = Watchdog(self.value("watchdog_periods"))
         self._frame_id = ""
         self._output: TrackOutput | None = None
