@@ -178,7 +178,9 @@ class PerceptionNode(LifecycleNode):
             lost = self._lost_before(topic, info)
             if self._worker is not None:
                 if lost and subscription is self._inputs[0]:
-                    text = f"Messages on {topic} get lost. {frame_loss_cure()}"
+                    text = (
+                        f"Messages on {topic} get lost before they are taken. {frame_loss_cure()}"
+                    )
                     self.diagnostics.event("lost", text, amount=lost)
                 callback(message)
 

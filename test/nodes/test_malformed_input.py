@@ -153,7 +153,7 @@ def clock_reset(chain: Chain) -> None:
 
 
 def burst_of_hundred(chain: Chain) -> None:
-    before = chain.graph.counts(chain.name)
+    before = chain.graph.counts(chain.discovery)
     burst = [chain.valid() for _ in range(100)]
     for message in burst:
         chain.send(message)
@@ -163,7 +163,7 @@ def burst_of_hundred(chain: Chain) -> None:
         to_nanoseconds(s.header.stamp) for s in chain.segmentations if s.sensor_state == OK
     }
     processed = sum(to_nanoseconds(message.header.stamp) in answered for message in burst)
-    after = chain.graph.counts(chain.name)
+    after = chain.graph.counts(chain.discovery)
     skipped = sum(after[name] - before[name] for name in ("dropped", "lost"))
     assert processed + skipped == 100
 
@@ -239,10 +239,10 @@ CASES = {
     ),
     "zero stamp": Case(zero_stamp, "zero_stamp", "fill in header.stamp"),
     "backward stamp": Case(backward_stamp, "late", "older than the one before"),
-    "duplicate stamp": Case(duplicate_stamp, "duplicate", "two publishers"),
+    "duplicate stamp": Case(duplicate_stamp, "duplicate", "with the stamp of the one before"),
     "future stamp": Case(future_stamp, "future_stamp", "synchronise the clocks"),
     "gap of 10 s": Case(gap_of_ten_seconds, "gaps", "10.0 s without an image"),
-    "burst of 100": Case(burst_of_hundred, "dropped", "faster than it can be processed"),
+    "burst of 100": Case(burst_of_hundred, "lost", "get lost before"),
     "clock reset": Case(clock_reset, "clock_resets", "new session"),
     "empty jpeg": Case(changed(data=array.array("B")), "malformed", "empty", "jpeg"),
     "truncated jpeg": Case(truncated_jpeg, "malformed", "truncated", "jpeg"),
@@ -253,13 +253,13 @@ CASES = {
 def test_bad_input_is_counted_explained_and_survived(request, graph, case: Case) -> None:
     chain: Chain = request.getfixturevalue(case.chain)
     chain.must_work()
-    before = graph.counts(chain.name).get(case.counter, 0)
+    before = graph.counts(chain.discovery).get(case.counter, 0)
     stamp_ns = case.send(chain)
     if stamp_ns is not None:
         answer = chain.answer(stamp_ns)
         assert answer.sensor_state == CORRUPT
         assert not answer.slots
-    status = graph.status_of(chain.name, case.text, DiagnosticStatus.WARN)
+    status = graph.status_of(chain.discovery, case.text, DiagnosticStatus.WARN)
     values = {item.key: item.value for item in status.values}
     assert int(values[case.counter]) > before
     chain.must_work()
@@ -288,7 +288,7 @@ def test_bad_weights_leave_the_node_alive_until_the_parameter_is_corrected(
     node = added(DiscoveryNode, ("-r", "__ns:=/weights"), model=str(directory))
     assert node.trigger_configure() == FAILURE
     assert node._state_machine.current_state[0] == State.PRIMARY_STATE_UNCONFIGURED
-    graph.status_of("weights/discovery_node", text, DiagnosticStatus.ERROR)
+    graph.status_of(node, text, DiagnosticStatus.ERROR)
 
     (result,) = node.set_parameters([Parameter("model", value="grid")])
     assert result.successful
@@ -308,14 +308,14 @@ def test_bad_weights_leave_the_node_alive_until_the_parameter_is_corrected(
 
 
 def test_an_unknown_parameter_is_an_error_that_names_the_nearest(graph, added) -> None:
-    added(DiscoveryNode, ("-r", "__ns:=/unknown"), model="grid", modle="grid")
-    graph.status_of("unknown/discovery_node", "Did you mean 'model'?", DiagnosticStatus.ERROR)
+    node = added(DiscoveryNode, ("-r", "__ns:=/unknown"), model="grid", modle="grid")
+    graph.status_of(node, "Did you mean 'model'?", DiagnosticStatus.ERROR)
 
 
 def test_a_parameter_of_the_wrong_type_keeps_the_node_from_starting(graph, added) -> None:
     node = added(DiscoveryNode, ("-r", "__ns:=/typed"), model="grid", stale_limit_s="long")
     assert node.trigger_configure() == FAILURE
-    graph.status_of("typed/discovery_node", "must be a number", DiagnosticStatus.ERROR)
+    graph.status_of(node, "must be a number", DiagnosticStatus.ERROR)
     (result,) = node.set_parameters([Parameter("stale_limit_s", value=2.0)])
     assert result.successful
     assert node.trigger_configure() == SUCCESS
