@@ -77,7 +77,7 @@ class CameraSimulatorNode(SourceNode):
     def _draw(self, views: queue.Queue[View], total: int) -> None:
         torch.set_num_threads(1)  # more threads would take the cores of the nodes under test
         for _ in range(total):
-            view = self.camera.draw()
+            view = self.camera.draw(self.values["publish_depth"])
             while not self.stopped:
                 try:
                     views.put(view, timeout=_POLL_S)

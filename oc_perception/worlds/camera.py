@@ -95,16 +95,17 @@ class CameraConfig:
 class View:
     """One frame as drawn, small, and the truth about it in camera pixels.
 
-    `image` `(h, w, 3)` uint8 RGB, `labels` `(h, w)` uint8 (0: table), `depth` `(h, w)` float32 m,
-    `state` what the sensor does. A track's id is the object's identity, its `slot_label` the value
-    in `labels`; it is confirmed where the object is visible, coasting where too little is in view.
+    `image` `(h, w, 3)` uint8 RGB, `labels` `(h, w)` uint8 (0: table), `depth` `(h, w)` float32 m
+    where asked for, `state` what the sensor does. A track's id is the object's identity, its
+    `slot_label` the value in `labels`; it is confirmed where the object is visible, coasting where
+    too little is in view.
     """
 
     number: int
     state: SensorState
     image: np.ndarray
     labels: np.ndarray
-    depth: np.ndarray
+    depth: np.ndarray | None
     tracks: tuple[Track, ...]
 
 
@@ -143,7 +144,7 @@ class SimulatedCamera:
         return next((b.state for b in self.schedule if number in b), SensorState.OK)
 
     @torch.inference_mode()
-    def draw(self) -> View:
+    def draw(self, with_depth: bool = False) -> View:
         """The next view; the world moves on by one period."""
         if self._number:
             self._world.advance(1 / self.config.rate_hz)
@@ -156,7 +157,7 @@ class SimulatedCamera:
             state=self.state(self._number),
             image=image.contiguous().numpy(),
             labels=labels,
-            depth=frame.depths[0].numpy(),
+            depth=frame.depths[0].numpy() if with_depth else None,
             tracks=self._measure(identities),
         )
         self._number += 1
