@@ -201,10 +201,11 @@ class _Pen:
 
     def __init__(self, canvas: np.ndarray, banner: bool) -> None:
         self.canvas = canvas
-        self.unit = max(canvas.shape[0], canvas.shape[1] * 3 / 4) / 480  # 1 at VGA
+        # 1 at VGA; more pixels are wanted for detail too, so lines grow slower than the picture
+        self.unit = (canvas.shape[0] * canvas.shape[1] / (640 * 480)) ** 0.4
         self.line = max(1, round(1.6 * self.unit))
         self.font_scale = max(0.36, 0.46 * self.unit)
-        self.banner_height = round(26 * self.unit) if banner else 0
+        self.banner_height = max(1, round(26 * self.unit)) if banner else 0
 
     def polyline(
         self, points: np.ndarray, rgb: Sequence[int], width: int, closed: bool = False
@@ -235,7 +236,7 @@ class _Pen:
         ink: Sequence[int],
     ) -> None:
         """Text on a plate whose lower left corner is `corner`, moved inside the picture."""
-        weight = max(1, round(self.unit))
+        weight = max(1, int(self.unit))
         (width, ascent), descent = cv2.getTextSize(text, _FONT, self.font_scale, weight)
         pad = max(2, round(3 * self.unit))
         plate_width, plate_height = width + 2 * pad, ascent + descent + pad
@@ -276,7 +277,8 @@ def _tint(canvas: np.ndarray, label_image: np.ndarray, tracks: Sequence[Track]) 
     cv2.copyTo(cv2.addWeighted(canvas, 1 - _TINT, tint, _TINT, 0), mask, canvas)
     # The outline is where a 3x3 neighbourhood holds two labels, on the owner's side.
     edge = cv2.morphologyEx(label_image, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    cv2.copyTo(tint, cv2.bitwise_and(mask, cv2.compare(edge, 0, cv2.CMP_GT)), canvas)
+    _, edge = cv2.threshold(edge, 0, 255, cv2.THRESH_BINARY)
+    cv2.copyTo(tint, cv2.bitwise_and(mask, edge), canvas)
 
 
 def _draw_clouds(
@@ -322,10 +324,10 @@ def _draw_track(pen: _Pen, track: Track) -> None:
         pen.box(track.box, rgb, max(1, round(0.7 * pen.unit)))
         return
     coasting = track.state == TrackState.COASTING
-    dash = 12 * pen.unit if coasting else None
+    dash_px = 16 * pen.unit if coasting else None
     shade = tuple(c // 4 for c in rgb)
-    pen.box(track.box, shade, pen.line + 2, dash)  # a dark rim shows the line on any ground
-    pen.box(track.box, rgb, pen.line, dash)
+    pen.box(track.box, shade, pen.line + 2, dash_px)  # a dark rim shows the line on any ground
+    pen.box(track.box, rgb, pen.line, dash_px)
     ring = _ellipse(track.box[:2], track.covariance[:2, :2])
     if ring is not None:
         pen.polyline(ring, rgb, max(1, round(pen.unit)), closed=True)
@@ -377,6 +379,6 @@ def _draw_banner(pen: _Pen, tracks: TrackOutput) -> None:
         _FONT,
         pen.font_scale * 1.1,
         (255, 255, 255),
-        max(1, round(pen.unit)),
+        max(1, int(pen.unit)),
         cv2.LINE_AA,
     )
