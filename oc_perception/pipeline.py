@@ -22,7 +22,8 @@ from oc_perception.tracking.sensor import (
     SensorMonitorState,
     check_frame,
 )
-from oc_perception.tracking.tracker import StampError, Tracker, TrackerState, check_stamp
+from oc_perception.tracking.tracker import StampError as StampError  # callers of step() need it
+from oc_perception.tracking.tracker import Tracker, TrackerState, check_stamp
 from oc_perception.types import (
     UNLABELLED,
     Decomposition,
@@ -31,15 +32,6 @@ from oc_perception.types import (
     SensorState,
     TrackOutput,
 )
-
-__all__ = [
-    "Discovery",
-    "DiscoveryState",
-    "Perception",
-    "PerceptionOutput",
-    "PerceptionState",
-    "StampError",
-]
 
 
 @dataclass(frozen=True)
@@ -164,8 +156,10 @@ class Discovery:
             if area < max(1, self.min_area_fraction * labels.size):
                 labels[hard] = UNLABELLED
                 continue
-            # pixel centres are integers, so the left edge of both images is at -0.5
-            box = np.concatenate([(box[:2] + 0.5) * scale - 0.5, box[2:] * scale])
+            # Pixel centres are integers, so the left edge of both images is at -0.5. Rounded to
+            # what ObjectSlot.msg carries, so that live nodes and replay track the same numbers.
+            centre = ((box[:2] + 0.5) * scale - 0.5).astype(np.float32)
+            box = np.concatenate([centre.astype(np.float64), np.rint(box[2:] * scale)])
             detections.append(
                 Detection(
                     label=label,
@@ -182,9 +176,7 @@ class Discovery:
 
 
 def _largest_component(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Largest 8-connected part of a boolean mask: the part, its `(cx, cy, w, h)` and its area, in
-    pixels.
-    """
+    """Largest 8-connected part of a boolean mask: the part, its `(cx, cy, w, h)`, its area."""
     _, parts, statistics, centroids = cv2.connectedComponentsWithStats(mask.view(np.uint8))
     largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
     size = statistics[largest, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
@@ -193,9 +185,7 @@ def _largest_component(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _point(box: np.ndarray, depths: np.ndarray, camera_matrix: np.ndarray) -> np.ndarray | None:
-    """The ray through a box's centroid, cut at the median valid depth: `(3,)` metres, None if no
-    depth is valid.
-    """
+    """`(3,)` metres: the ray through the centroid, cut at the median valid depth (None: none)."""
     valid = depths[np.isfinite(depths) & (depths > 0)]
     if not len(valid):
         return None

@@ -108,8 +108,8 @@ class Track:
     """An identity through time, valid at the stamp of the TrackOutput that holds it.
 
     `box` `(cx, cy, w, h)` px, `velocity` `(vx, vy)` px/s, `covariance` `(4, 4)` over (cx, cy, vx,
-    vy). `age` counts steps since birth (blind ones included), `hits` the steps with a matched
-    detection. `slot_label` is the label of the matched detection, UNLABELLED while coasting.
+    vy). `age` counts observed steps since birth (not blind ones, whose number is the watchdog's
+    business), `hits` those with a matched detection. `slot_label` is the label of the matched detection, UNLABELLED while coasting.
     """
 
     id: int

@@ -67,7 +67,7 @@ class TrackerConfig:
     one second, widths/s) and collide now and then (`collision_rate_per_s`,
     `collision_speed_widths_per_s`: standard deviation of the velocity jump on each axis). Rare
     jumps have the covariance of white acceleration noise of density rate x speed^2, which is
-    added.
+    added. The gate is wide because their tails are not Gaussian.
 
     Measurement. `measurement_std_widths` of a centroid on each axis: the default is a third of a
     pixel of a mask 64 wide. A box that is suddenly smaller or larger than the track's is half
@@ -88,14 +88,14 @@ class TrackerConfig:
 
     measurement_std_widths: float = 0.3 / 64
     occlusion_shift: float = 0.5
-    velocity_decay_per_s: float = 0.5
-    velocity_diffusion_widths: float = 0.1
-    collision_rate_per_s: float = 0.3
-    collision_speed_widths_per_s: float = 0.2
-    initial_speed_widths_per_s: float = 0.3
+    velocity_decay_per_s: float = 0.1
+    velocity_diffusion_widths: float = 0.02
+    collision_rate_per_s: float = 0.1
+    collision_speed_widths_per_s: float = 0.07
+    initial_speed_widths_per_s: float = 0.2
     size_smoothing_s: float = 0.3
 
-    gate_probability: float = 0.999
+    gate_probability: float = 0.99999
     detection_probability: float = 0.9
     clutter_per_frame: float = 0.01
     birth_rate_per_s: float = 0.2
