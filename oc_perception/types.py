@@ -109,7 +109,8 @@ class Track:
 
     `box` `(cx, cy, w, h)` px, `velocity` `(vx, vy)` px/s, `covariance` `(4, 4)` over (cx, cy, vx,
     vy). `age` counts observed steps since birth (not blind ones, whose number is the watchdog's
-    business), `hits` those with a matched detection. `slot_label` is the label of the matched detection, UNLABELLED while coasting.
+    business), `hits` those with a matched detection. `slot_label` is the label of the matched
+    detection, UNLABELLED while coasting.
     """
 
     id: int
