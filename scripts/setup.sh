@@ -25,9 +25,9 @@ fail() {
 
 # run_step TITLE LOG COMMAND...: run quietly, show that time passes, show the end of the log if it fails.
 run_step() {
-    local title=$1 log=$root/log/$2 started=$SECONDS job
+    local title=$1 log=log/$2 started=$SECONDS job
     shift 2
-    mkdir -p "$root/log"
+    mkdir -p log
     "$@" >"$log" 2>&1 &
     job=$!
     trap 'kill "$job" 2>/dev/null || true' EXIT
@@ -96,22 +96,25 @@ On Debian or Ubuntu: sudo apt-get install build-essential git
 On Fedora: sudo dnf install gcc gcc-c++ make git"
 }
 
-# The CPU build of torch is an order of magnitude smaller, but not on every package index.
+# Set `torch` to the build to install. The one for CPUs is small, but not on every package index.
 choose_torch() {
+    torch=torch==$TORCH
     if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
-        echo "torch==$TORCH"
-    elif "$venv/bin/python" -m pip install --quiet --dry-run --no-deps "torch==$TORCH+cpu" \
-        >"$root/log/setup_torch.log" 2>&1; then
-        echo "torch==$TORCH+cpu"
+        echo "PyTorch: $torch with CUDA (NVIDIA GPU found)"
+    elif "$venv/bin/python" -m pip install --quiet --dry-run --no-deps "$torch+cpu" \
+        >log/setup_torch.log 2>&1; then
+        torch+=+cpu
+        echo "PyTorch: $torch (no NVIDIA GPU found)"
     else
-        echo "torch==$TORCH"
+        echo "PyTorch: $torch with CUDA, about 3 GB. No NVIDIA GPU was found, but the package index"
+        echo "    lacks the small CPU build: PIP_EXTRA_INDEX_URL can add PyTorch's CPU index (README)."
     fi
 }
 
 packages() {
     check_machine
     local python torch
-    mkdir -p "$root/log"
+    mkdir -p log
     if "$venv/bin/python" -m pip --version >/dev/null 2>&1 &&
         [ -z "$(python_lacks "$venv/bin/python")" ]; then
         echo "Python: $("$venv/bin/python" --version) in .venv"
@@ -120,11 +123,7 @@ packages() {
         echo "Python: $("$python" --version) ($python)"
         run_step "Creating .venv" setup_venv.log "$python" -m venv --clear "$venv"
     fi
-    torch=$(choose_torch)
-    case $torch in
-        *+cpu) echo "PyTorch: $torch (no NVIDIA GPU found)" ;;
-        *) echo "PyTorch: $torch, with CUDA: about 3 GB to download" ;;
-    esac
+    choose_torch
     run_step "Installing packages" setup_packages.log "$venv/bin/python" -m pip install \
         --disable-pip-version-check --progress-bar off \
         -r scripts/requirements-ros.txt "$torch" -e ".[test]" ||
