@@ -7,10 +7,10 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -145,7 +145,7 @@ def replay(
         results = stack.enter_context(
             BagWriter(output_dir / "results", compress=True, overwrite=True)
         )
-        tracks_file = stack.enter_context((output_dir / "tracks.txt").open("w"))
+        tracks_file = stack.enter_context(_whole_file(output_dir / "tracks.txt"))
         video: VideoWriter | None = None
         shown: np.ndarray | None = None
         start_ns: int | None = None
@@ -188,6 +188,18 @@ def replay(
     }
     metrics_file.write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name on a clean exit only."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _write_messages(bag: BagWriter, step: Step) -> None:
