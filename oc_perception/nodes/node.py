@@ -134,13 +134,23 @@ class PerceptionNode(LifecycleNode):
         self.diagnostics.condition("parameters", " ".join(invalid.values()) or None, ERROR)
         return values, invalid
 
+    def set_parameters_atomically(self, parameter_list: list[RosParameter]) -> SetParametersResult:
+        """All or nothing; a refusal names the parameter and the cure, as rclpy's own would not."""
+        refusal = self._validate(parameter_list)
+        return super().set_parameters_atomically(parameter_list) if refusal.successful else refusal
+
     def _validate(self, changes: list[RosParameter]) -> SetParametersResult:
         proposed = dict(self._values)
         try:
             for change in changes:
-                if change.name in proposed:
-                    parameter = find(self._table, change.name)
-                    proposed[change.name] = check(parameter, change.value)
+                if change.name.startswith(FOREIGN_PARAMETERS):
+                    continue
+                parameter = find(self._table, change.name)
+                proposed[change.name] = check(parameter, change.value)
+                if parameter.read_only and proposed[change.name] != self._values[change.name]:
+                    raise ParameterError(
+                        f"{change.name} is read-only: set it when the node is started."
+                    )
             self.check_values(proposed)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))

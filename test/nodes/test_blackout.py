@@ -90,7 +90,10 @@ def test_missing_frames_are_announced_at_the_rate_of_the_camera_and_tracks_coast
     assert all(track.state == messages.Track.COASTING for track in coasting[-1].tracks)
     variance = [t.tracks[0].covariance[0] for t in coasting]
     assert (np.diff(variance) > 0).all()
-    assert len(camera.trajectories) == len(camera.tracks)
+    camera.graph.until(
+        lambda: camera.stamps(camera.trajectories) == camera.stamps(camera.tracks),
+        "trajectories beside all tracks",
+    )
 
     camera.sent = round((time.time_ns() - camera.start_ns) / PERIOD_NS) + 2
     back_ns = camera.send(1)[-1]

@@ -98,13 +98,13 @@ def set_atomically(graph, node: str, **values):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"horizon_s": math.nan}, "horizon_s"),
-        ({"horizon_s": -1.0}, "Min: 0.0"),
-        ({"confirm_hits": 0}, "Min: 1"),
-        ({"confirm_hits": "three"}, "confirm_hits"),
+        ({"horizon_s": math.nan}, "horizon_s must be a finite number"),
+        ({"horizon_s": -1.0}, "horizon_s = -1.0 is not allowed: choose 0 to 60"),
+        ({"confirm_hits": 0}, "choose 1 to 1000"),
+        ({"confirm_hits": "three"}, "confirm_hits must be an integer"),
         ({"min_existence": 0.8}, "min_existence must be below birth_existence"),
         ({"autostart": False}, "read-only"),
-        ({"horizont_s": 1.0}, "horizont_s"),
+        ({"horizont_s": 1.0}, "Did you mean 'horizon_s'?"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
