@@ -49,4 +49,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # As __main__ this file is a second module, whose UserError is not the one that commands raise.
+    sys.exit(importlib.import_module("oc_perception.cli").main())

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from oc_perception import deployment
 from oc_perception.cli import UserError
 from oc_perception.commands.up import command
+from oc_perception.processes import Processes, isolated_environment, require_ros, stop
 
 _RATE_HZ = 30.0
-_PATIENCE_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,20 +80,19 @@ def run(arguments: argparse.Namespace) -> int:
         for node in deployment.nodes("demo", {"model": arguments.model})
     }
     print(f"starting {len(commands)} nodes; the camera draws its {plan.frames} frames", flush=True)
-    with ExitStack() as stack:
-        environment = isolated_environment()
-        nodes = start(stack, commands, output / "logs", environment)
-        recorder = [sys.executable, "-m", "oc_perception.nodes.demo_recorder_node", str(plan_file)]
-        process = subprocess.Popen(recorder, env=environment)
-        stack.callback(end, {"demo_recorder_node": process})
-        while process.poll() is None:
-            dead = [name for name, node in nodes.items() if node.poll() is not None]
-            if dead:
-                log = output / "logs" / f"{dead[0]}.log"
-                raise UserError(f"{dead[0]} ended early. Its last words ({log}):\n{tail(log)}")
-            time.sleep(0.2)
-        if process.returncode:
-            raise UserError(f"The run was not recorded. The nodes' logs are in {output / 'logs'}.")
+    logs = output / "logs"
+    environment = isolated_environment()
+    with Processes(commands, logs, environment) as nodes:
+        words = [sys.executable, "-m", "oc_perception.nodes.demo_recorder_node", str(plan_file)]
+        recorder = subprocess.Popen(words, env=environment)
+        try:
+            while recorder.poll() is None:
+                nodes.check()
+                time.sleep(0.2)
+        finally:
+            stop([recorder])
+        if recorder.returncode:
+            raise UserError(f"The run was not recorded. The nodes' logs are in {logs}.")
     print("measuring", flush=True)
     metrics = {
         "model": arguments.model,
@@ -110,54 +104,3 @@ def run(arguments: argparse.Namespace) -> int:
     print(table(metrics))
     print(f"\nwritten to {output}")
     return 0
-
-
-def require_ros() -> None:
-    """Raises UserError where rclpy or the built messages cannot be imported."""
-    for module in ("rclpy", "oc_perception.msg"):
-        if importlib.util.find_spec(module) is None:
-            raise UserError(
-                f"Python finds no {module}. Run `. ./activate` in the source tree after "
-                "`make setup`, or source your ROS installation and this package's workspace."
-            )
-
-
-def isolated_environment() -> dict[str, str]:
-    """Variables for processes that shall see one another and nobody else on this machine."""
-    environment = {**os.environ, **deployment.environment(), "PYTHONUNBUFFERED": "1"}
-    environment.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randrange(1, 100)))
-    environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    return environment
-
-
-def start(
-    stack: ExitStack, commands: dict[str, list[str]], logs: Path, environment: dict[str, str]
-) -> dict[str, subprocess.Popen]:
-    """Start processes that write to `logs`; the stack ends them."""
-    processes: dict[str, subprocess.Popen] = {}
-    stack.callback(end, processes)
-    for name, words in commands.items():
-        log = stack.enter_context((logs / f"{name}.log").open("w"))
-        # Sessions of their own keep the terminal's Ctrl-C from them: they are ended in order.
-        processes[name] = subprocess.Popen(
-            words, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    return processes
-
-
-def end(processes: dict[str, subprocess.Popen]) -> None:
-    """Interrupt what still runs, and kill what does not listen."""
-    alive = [process for process in processes.values() if process.poll() is None]
-    for process in alive:
-        process.send_signal(signal.SIGINT)
-    for process in alive:
-        try:
-            process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def tail(path: Path, lines: int = 10) -> str:
-    """The last lines of a log."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])

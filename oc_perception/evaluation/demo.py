@@ -120,9 +120,9 @@ def measure(path: str | Path) -> dict[str, Any]:
             if states.get(output.stamp_ns) == SensorState.OK:
                 latencies_ms.append((arrival_ns - output.stamp_ns) * 1e-6)
         answered = {
-            _stamp_ns(data)
+            stamp_of(data)
             for _, _, _, data in bag.raw([LABELS])
-            if states.get(_stamp_ns(data), SensorState.STALE) != SensorState.STALE
+            if states.get(stamp_of(data), SensorState.STALE) != SensorState.STALE
         }
         dropped = _counter(bag, "discovery_node", "dropped")
         scores = _compare_labels(bag, states)
@@ -231,7 +231,7 @@ def _compare_labels(bag: Bag, states: dict[int, SensorState]) -> np.ndarray:
     waiting: dict[int, tuple[str, np.ndarray]] = {}
     scores = []
     for topic, _, message_type, data in bag.raw([TRUE_LABELS, LABELS]):
-        if _stamp_ns(data) not in wanted:
+        if stamp_of(data) not in wanted:
             continue
         segmentation = segmentation_from_message(typestore().deserialize_cdr(data, message_type))
         labels, stamp_ns = segmentation.label_image, segmentation.stamp_ns
@@ -248,7 +248,7 @@ def _compare_labels(bag: Bag, states: dict[int, SensorState]) -> np.ndarray:
     return np.array(scores).reshape(-1, 2)
 
 
-def _stamp_ns(data: bytes) -> int:
+def stamp_of(data: bytes) -> int:
     """The stamp of a serialized message that begins with a header (after 4 bytes of
     encapsulation)."""
     order = "<" if data[1] & 1 else ">"
