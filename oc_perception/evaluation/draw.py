@@ -285,21 +285,30 @@ def _draw_clouds(
     canvas: np.ndarray, tracks: Sequence[Track], paths: dict[int, tuple[TrajectoryMode, ...]]
 ) -> None:
     """Where tracks may be now (filled while coasting) and where their paths end, translucent."""
-    fill, rim = canvas.copy(), canvas.copy()
+    ghosts = [
+        (color(track.id), _ellipse(track.box[:2], track.covariance[:2, :2]))
+        for track in tracks
+        if track.state == TrackState.COASTING
+    ]
+    if ghosts:
+        layer = canvas.copy()
+        for rgb, ring in ghosts:
+            if ring is not None:
+                cv2.fillPoly(layer, [ring], rgb, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.addWeighted(layer, 0.25, canvas, 0.75, 0, dst=canvas)
+    ends = []
     for track in tracks:
-        rgb = color(track.id)
-        if track.state == TrackState.COASTING:
-            ring = _ellipse(track.box[:2], track.covariance[:2, :2])
-            if ring is not None:
-                cv2.fillPoly(fill, [ring], rgb, cv2.LINE_AA, _SUBPIXEL_BITS)
         for mode in paths.get(track.id, ()):
-            xx, xy, yy = mode.covariances[-1] if len(mode.covariances) else np.full(3, np.nan)
-            center = mode.boxes[-1, :2] if len(mode.boxes) else np.full(2, np.nan)
-            ring = _ellipse(center, np.array([[xx, xy], [xy, yy]]))
+            if len(mode.boxes):
+                xx, xy, yy = mode.covariances[-1]
+                covariance = np.array([[xx, xy], [xy, yy]])
+                ends.append((color(track.id), _ellipse(mode.boxes[-1, :2], covariance)))
+    if ends:
+        layer = canvas.copy()
+        for rgb, ring in ends:
             if ring is not None:
-                cv2.polylines(rim, [ring], True, rgb, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
-    cv2.addWeighted(fill, 0.25, canvas, 0.75, 0, dst=canvas)
-    cv2.addWeighted(rim, 0.4, canvas, 0.6, 0, dst=canvas)
+                cv2.polylines(layer, [ring], True, rgb, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.addWeighted(layer, 0.4, canvas, 0.6, 0, dst=canvas)
 
 
 def _ellipse(center: np.ndarray, covariance: np.ndarray) -> np.ndarray | None:
