@@ -1,27 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-import itertools
-import os
 import time
 
 import numpy as np
 import pytest
+import rclpy
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image
 
-rclpy = pytest.importorskip("rclpy")
+from oc_perception.bags.messages import camera_info_message, image_message
+from oc_perception.bags.reader import Bag
+from oc_perception.bags.writer import BagWriter
+from oc_perception.nodes.bag_player_node import BagPlayerNode
+from oc_perception.nodes.conversions import to_nanoseconds
 
-from rclpy.context import Context  # noqa: E402
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
-from rclpy.node import Node  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
-from rosgraph_msgs.msg import Clock  # noqa: E402
-from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
-
-from oc_perception.bags.messages import camera_info_message, image_message  # noqa: E402
-from oc_perception.bags.reader import Bag  # noqa: E402
-from oc_perception.bags.writer import BagWriter  # noqa: E402
-from oc_perception.nodes.bag_player_node import BagPlayerNode  # noqa: E402
-from oc_perception.nodes.conversions import to_nanoseconds  # noqa: E402
-
-DOMAINS = itertools.count(150 + os.getpid() % 50)
 START_NS, STEP_NS, COUNT = 1_700_000_000_000_000_000, 50_000_000, 10
 TYPES = {"/camera/image": Image, "/camera/camera_info": CameraInfo}
 
@@ -40,11 +35,11 @@ def bag(request, tmp_path):
 
 
 class Stage:
-    """A player, and a listener that takes messages as bytes, on a domain of their own."""
+    """A player, and a listener that takes messages as bytes."""
 
     def __init__(self, bag, listen_to=TYPES, **parameters):
         self.context = Context()
-        rclpy.init(context=self.context, domain_id=next(DOMAINS))
+        rclpy.init(context=self.context)
         self.listener = Node("listener", context=self.context)
         self.received, self.clock = [], []
         for topic, kind in listen_to.items():
@@ -89,8 +84,7 @@ class Stage:
 
 
 @pytest.fixture
-def play(monkeypatch):
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+def play(ros_domain):
     stages = []
 
     def make(*arguments, **parameters):

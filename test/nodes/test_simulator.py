@@ -1,41 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-import itertools
 import json
-import os
 import time
 
 import numpy as np
 import pytest
+import rclpy
+from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import String
 
-rclpy = pytest.importorskip("rclpy")
-
-from rcl_interfaces.srv import SetParameters  # noqa: E402
-from rclpy.context import Context  # noqa: E402
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
-from rclpy.node import Node  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
-from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
-
-from oc_perception import msg as messages  # noqa: E402
-from oc_perception.nodes.camera_simulator_node import CameraSimulatorNode  # noqa: E402
-from oc_perception.nodes.conversions import to_depth, to_frame, to_nanoseconds  # noqa: E402
-from oc_perception.nodes.parameters import CAMERA_SIMULATOR, defaults  # noqa: E402
-from oc_perception.types import SensorState  # noqa: E402
-from oc_perception.worlds.camera import CameraConfig  # noqa: E402
+from oc_perception import msg as messages
+from oc_perception.nodes.camera_simulator_node import CameraSimulatorNode
+from oc_perception.nodes.conversions import to_depth, to_frame, to_nanoseconds
+from oc_perception.nodes.parameters import CAMERA_SIMULATOR, defaults
+from oc_perception.types import SensorState
+from oc_perception.worlds.camera import CameraConfig
 
 NAME = "camera_simulator_node"
-DOMAINS = itertools.count(100 + os.getpid() % 50)
 SMALL = {"width": 160, "height": 120, "num_objects": 3, "wait_for_subscribers_s": 20.0}
 
 
 class Stage:
-    """A simulator and a listener to all its topics in one executor, on a domain of their own."""
+    """A simulator and a listener to all its topics in one executor."""
 
-    def __init__(self, domain, **parameters):
+    def __init__(self, **parameters):
         self.context = Context()
-        rclpy.init(context=self.context, domain_id=domain)
+        rclpy.init(context=self.context)
         self.listener = Node("listener", context=self.context)
         self.received = {
             name: [] for name in ("image", "camera_info", "depth", "labels", "tracks")
@@ -83,12 +78,11 @@ class Stage:
 
 
 @pytest.fixture
-def stage(monkeypatch):
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+def stage(ros_domain):
     stages = []
 
     def make(**parameters):
-        stages.append(Stage(next(DOMAINS), **parameters))
+        stages.append(Stage(**parameters))
         return stages[-1]
 
     yield make
