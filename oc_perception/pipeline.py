@@ -251,7 +251,6 @@ class Perception:
         the model runs) and ValueError for malformed arrays; `state` is then still the one to go on
         from.
         """
-        self.tracker.check_stamp(state.tracker, stamp_ns)
         discovery, segmentation = self.discovery.step(
             state.discovery, frame, stamp_ns, depth, camera_matrix
         )

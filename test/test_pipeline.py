@@ -145,6 +145,13 @@ def test_depth_and_camera_give_points_and_holes_are_ignored():
     assert detections[3].point_m is None, "no valid depth"
 
 
+def test_depth_is_read_at_the_pixels_of_the_mask():
+    frame = picture((RED, 100, 100, 100, 100))
+    slope = np.broadcast_to(2 + 0.01 * np.arange(640, dtype=np.float32), (480, 640))
+    red = by_label(discover(frame, depth=slope, camera_matrix=CAMERA))[1]
+    assert red.point_m[2] == pytest.approx(2 + 0.01 * 149.5, abs=0.01)
+
+
 @pytest.mark.parametrize("given", ["depth", "camera_matrix"])
 def test_half_of_the_inputs_gives_no_points(given):
     both = {"depth": np.ones((480, 640), np.float32), "camera_matrix": CAMERA}

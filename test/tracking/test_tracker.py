@@ -281,13 +281,49 @@ def test_a_change_of_look_in_plain_view_keeps_the_id():
 
 
 def test_a_known_object_goes_before_a_newborn_track():
-    """After a gap one detection lies between a confirmed and a younger tentative track."""
+    """After a gap one detection is near a track seen once, and in reach of a confirmed one."""
     tracker = Tracker(NO_HORIZON)
     state, _ = run([segmentation([[200, 200]])] * 10, tracker)
     state, output = tracker.step(state, segmentation([[200, 200], [260, 200]]), stamp(10))
     assert ids(output, TENTATIVE) == [2]
-    _, output = tracker.step(state, segmentation([[215, 200]]), stamp(11 + 30))
+    _, output = tracker.step(state, segmentation([[254, 200]]), stamp(11 + 30))
     assert [t.slot_label for t in output.tracks if t.id == 1] == [0]
+
+
+def test_a_suddenly_smaller_box_is_trusted_less():
+    """Half hidden: the centroid of what is left is not the object's."""
+    tracker = Tracker(NO_HORIZON)
+    state, _ = run([segmentation([[200, 200]], size=(60, 60))] * 30, tracker)
+    whole, half = (
+        tracker.step(state, segmentation([[206, 200]], size=size), stamp(30))[1].tracks[0]
+        for size in ((60, 60), (30, 60))
+    )
+    assert whole.id == half.id == 1
+    assert 200 < half.box[0] < whole.box[0] - 0.5
+    assert half.covariance[0, 0] > whole.covariance[0, 0]
+    assert half.covariance[1, 1] == pytest.approx(whole.covariance[1, 1])
+
+
+@pytest.mark.parametrize("rate_hz", [10, 30, 100])
+def test_box_size_follows_with_its_time_constant_at_any_rate(rate_hz):
+    tracker = Tracker(dataclasses.replace(NO_HORIZON, size_smoothing_s=0.5))
+    state = tracker.initial_state(SESSION, SIZE)
+    state, _ = tracker.step(state, segmentation([[200, 200]], size=(40, 50)), START_NS)
+    for k in range(1, rate_hz + 1):
+        seen = segmentation([[200, 200]], size=(60, 50))
+        state, output = tracker.step(state, seen, START_NS + k * 1_000_000_000 // rate_hz)
+    np.testing.assert_allclose(output.tracks[0].box[2:], [60 - 20 * np.exp(-2), 50])
+
+
+@pytest.mark.parametrize(("share", "matched"), [(0.97, True), (1.03, False)])
+def test_the_gate_is_the_chi_square_ellipse_of_the_prediction(share, matched):
+    tracker = Tracker(NO_HORIZON)
+    state, _ = run([segmentation([[200, 200]])] * 60, tracker)
+    predicted = tracker.predict(state, stamp(70)).tracks[0]
+    variance = predicted.covariance[0, 0] + (NO_HORIZON.measurement_std_widths * 640) ** 2
+    radius = np.sqrt(chi2.ppf(NO_HORIZON.gate_probability, 2) * variance)
+    _, output = tracker.step(state, segmentation([[200 + share * radius, 200]]), stamp(70))
+    assert (ids(output) == [1]) == matched
 
 
 # What must not depend on what
@@ -350,6 +386,17 @@ def test_two_runs_are_bit_identical_and_leave_the_first_state_alone():
         same_tracks(a, b)
     for field, value in zip(dataclasses.fields(state.tracks), kept, strict=True):
         np.testing.assert_array_equal(getattr(state.tracks, field.name), value)
+
+
+def test_an_observation_overrules_what_a_blind_step_has_given_up():
+    tracker = Tracker(dataclasses.replace(NO_HORIZON, max_coast_s=0.5))
+    still = segmentation([[100, 100]])
+    state, _ = run([still] * 5, tracker)
+    state, output = tracker.step(state, None, stamp(30))
+    assert ids(output, LOST) == [1]
+    state, output = tracker.step(state, still, stamp(10))  # older than the blind step, not late
+    assert ids(output, CONFIRMED) == [1]
+    assert ids(tracker.predict(state, stamp(40)), LOST) == [1]
 
 
 def test_prediction_changes_nothing_and_equals_a_blind_step():
