@@ -8,9 +8,13 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 
 def image() -> QoSProfile:
-    """Sensor data in: best effort, only the newest; matches every publisher."""
+    """Sensor data in: best effort, which matches every publisher.
+
+    Five deep although only the newest counts: the node keeps the newest itself, and counts what it skips. One deep
+    loses frames unseen whenever the thread that takes them is late by a period.
+    """
     return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+        history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT
     )
 
 

@@ -60,9 +60,8 @@ class VisualizationNode(PerceptionNode):
         self._image = self.output(Image, "~/image")
         self._markers = self.output(MarkerArray, "~/markers")
         self._detections = Detection2DArray and self.output(Detection2DArray, "~/detections")
-        # Trajectories come last of each step: they call for the picture.
+        self.input(messages.TrackArray, "tracks", self._receive, qos.result())
         self.input(messages.PredictedTrajectoryArray, "trajectories", self._receive, qos.result())
-        self.input(messages.TrackArray, "tracks", self._keep, qos.result())
         self.input(messages.ObjectSegmentation, "segmentation", self._keep, qos.result())
         self.input(CameraInfo, "camera_info", self._receive_info, qos.image())
         if self.value("image_transport") == "compressed":
@@ -99,16 +98,20 @@ class VisualizationNode(PerceptionNode):
         usable = np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0
         self._scene.camera_matrix = matrix if usable else None
 
-    def _receive(self, message: messages.PredictedTrajectoryArray) -> None:
+    def _receive(self, message: messages.TrackArray | messages.PredictedTrajectoryArray) -> None:
+        """Tracks and their trajectories come in any order; the second of the two calls for drawing."""
         self.diagnostics.arrived()
+        self._keep(message)
         stamp_ns = to_nanoseconds(message.header.stamp)
-        tracks = self._kept.get(messages.TrackArray, {}).get(stamp_ns)
-        if tracks is None:
-            self.diagnostics.count("unmatched")
-            return
-        image = self._kept.get(Image, self._kept.get(CompressedImage, {})).get(stamp_ns)
-        segmentation = self._kept.get(messages.ObjectSegmentation, {}).get(stamp_ns)
-        self.submit(Arrival(tracks, message, segmentation, image))
+        tracks = self._find(messages.TrackArray, stamp_ns)
+        trajectories = self._find(messages.PredictedTrajectoryArray, stamp_ns)
+        if tracks is not None and trajectories is not None:
+            image = self._find(Image, stamp_ns) or self._find(CompressedImage, stamp_ns)
+            segmentation = self._find(messages.ObjectSegmentation, stamp_ns)
+            self.submit(Arrival(tracks, trajectories, segmentation, image))
+
+    def _find(self, kind: type, stamp_ns: int) -> Any:
+        return self._kept.get(kind, {}).get(stamp_ns)
 
     # ---- the worker's thread
 
