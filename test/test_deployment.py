@@ -203,3 +203,12 @@ def test_up_reports_the_status_of_a_leading_node_that_fails(tmp_path, capfd) -> 
     missing = tmp_path / "missing.mcap"
     assert main(["up", "replay", "--bag", str(missing), "--model", "grid"]) == 1
     assert "bag_player_node" in capfd.readouterr().out
+
+
+def test_the_rviz_layout_shows_topics_that_the_visualization_publishes() -> None:
+    layout = yaml.safe_load((ROOT / "config" / "rviz" / "perception.rviz").read_text())
+    displays = layout["Visualization Manager"]["Displays"]
+    topics = {display["Topic"]["Value"] for display in displays if "Topic" in display}
+    assert topics == {"visualization_node/image", "visualization_node/markers"}
+    source = (ROOT / "oc_perception" / "nodes" / "visualization_node.py").read_text()
+    assert all(f'"~/{topic.partition("/")[2]}"' in source for topic in topics)
