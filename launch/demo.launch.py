@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch the perception nodes on a simulated camera with blackouts; `--show-args` lists the arguments."""
+"""Launch the perception nodes on a simulated camera with blackouts."""
 
 from launch import LaunchDescription
 from oc_perception.nodes.launching import describe

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch discovery, tracking and visualization of one or several cameras; `--show-args` lists the arguments."""
+"""Launch discovery, tracking and visualization for one or several cameras."""
 
 from launch import LaunchDescription
 from oc_perception.nodes.launching import describe

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch a bag played through the perception nodes on simulated time; `--show-args` lists the arguments."""
+"""Launch a bag played through the perception nodes on simulated time."""
 
 from launch import LaunchDescription
 from oc_perception.nodes.launching import describe

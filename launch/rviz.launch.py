@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch RViz with image, markers and trajectories; start it beside one of the other launch files."""
+"""Launch RViz with image, markers and trajectories, beside another launch file."""
 
 from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration

@@ -52,7 +52,7 @@ class DeploymentError(ValueError):
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One process. `executable` is also the node's name; when a node that `leads` ends, all end."""
+    """One process. `executable` is also the node's name; when one that `leads` ends, all end."""
 
     executable: str
     namespace: str = ""
@@ -62,7 +62,7 @@ class NodeSpec:
 
 
 def nodes(deployment: str, arguments: Mapping[str, str] | None = None) -> tuple[NodeSpec, ...]:
-    """The nodes of a deployment. Raises DeploymentError for an unknown name or a missing argument."""
+    """The nodes of a deployment. Raises DeploymentError for what cannot be started."""
     given = dict(arguments or {})
     known = _arguments(deployment)
     for name in given:
@@ -99,7 +99,7 @@ def nodes(deployment: str, arguments: Mapping[str, str] | None = None) -> tuple[
 
 
 def parameter_files(deployment: str, params_file: str = "") -> tuple[Path, ...]:
-    """The YAML files to read, later ones over earlier ones. Raises DeploymentError if one is missing."""
+    """The YAML files to read, later ones over earlier ones. Raises DeploymentError."""
     config = share_directory() / "config"
     files = [config / "perception.yaml"]
     if deployment != "perception":

@@ -26,7 +26,8 @@ HAS_ROS = all(importlib.util.find_spec(m) for m in ("rclpy", "oc_perception.msg"
 
 
 def has_launch() -> bool:
-    """The directory launch/ of the source tree imports as an empty package: ask for a module of the real one."""
+    """The directory launch/ of the source tree imports as an empty package: ask for a module of
+    the real one."""
     try:
         return all(importlib.util.find_spec(m) for m in ("launch.actions", "launch_ros.actions"))
     except ModuleNotFoundError:

@@ -49,8 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     for module in ("rclpy", "oc_perception.msg"):
         if importlib.util.find_spec(module) is None:
             raise UserError(
-                f"Python finds no {module}. Run `. ./activate` in the source tree after `make setup`, or "
-                "source your ROS installation and the workspace that this package was built in."
+                f"Python finds no {module}. Run `. ./activate` in the source tree after `make "
+                "setup`, or source your ROS installation and the workspace that this package "
+                "was built in."
             )
     name = arguments.deployment
     given = {key: getattr(arguments, key) for key in deployment.ARGUMENTS[name]}
@@ -117,7 +118,8 @@ class _Group:
             number: signal.signal(number, lambda *_: self._ended.put(None))
             for number in (signal.SIGINT, signal.SIGTERM)
         }
-        # Sessions of their own keep the terminal's Ctrl-C from them: they get exactly one signal, from us.
+        # Sessions of their own keep the terminal's Ctrl-C from them: they get exactly one signal,
+        # from us.
         processes = [
             subprocess.Popen(
                 words,

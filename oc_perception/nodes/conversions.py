@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our dataclasses to and from rclpy messages.
 
-Bulk data goes through `array.array`: rclpy takes it with one copy, where lists and NumPy arrays are taken
-element by element.
+Bulk data goes through `array.array`: rclpy takes it with one copy, where lists and NumPy arrays
+are taken element by element.
 """
 
 from __future__ import annotations

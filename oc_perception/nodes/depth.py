@@ -39,7 +39,7 @@ class DepthInput:
     def nearest(
         self, stamp_ns: int, size: tuple[int, int]
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Depth `(H, W)` m and camera matrix `(3, 3)` for an image of that size, or None and None."""
+        """Depth `(H, W)` m and camera matrix `(3, 3)` for an image of that size, or two None."""
         info = self._info
         if info is None or not self._images:
             return None, None
@@ -48,8 +48,8 @@ class DepthInput:
             return None, None
         if (info.height, info.width) != size:
             self._refuse(
-                f"camera_info is for {info.width}x{info.height}, the image has {size[1]}x{size[0]}: "
-                "publish the camera_info of this image."
+                f"camera_info is for {info.width}x{info.height}, the image has "
+                f"{size[1]}x{size[0]}: publish the camera_info of this image."
             )
             return None, None
         try:
@@ -59,8 +59,8 @@ class DepthInput:
             return None, None
         if depth.shape != size:
             self._refuse(
-                f"The depth image has {depth.shape[1]}x{depth.shape[0]} pixels, the image {size[1]}x{size[0]}: "
-                "register depth to colour."
+                f"The depth image has {depth.shape[1]}x{depth.shape[0]} pixels, the image "
+                f"{size[1]}x{size[0]}: register depth to colour."
             )
             return None, None
         if np.isnan(depth).all():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One DiagnosticStatus per node, once a second: rates, latencies, counters, and what to do when something is wrong."""
+"""One status per node and second: rates, latencies, counters, and what to do about trouble."""
 
 from __future__ import annotations
 
@@ -47,12 +47,13 @@ def frame_loss_cure() -> str:
     """What to do when frames get lost between two processes."""
     if not os.environ.get("FASTDDS_DEFAULT_PROFILES_FILE"):
         return (
-            "FASTDDS_DEFAULT_PROFILES_FILE is not set, so that an image does not fit into the shared-memory "
-            "segment: run `. ./activate`, or set it to the package's config/fastdds.xml, for all processes."
+            "FASTDDS_DEFAULT_PROFILES_FILE is not set, so that an image does not fit into the "
+            "shared-memory segment: run `. ./activate`, or set it to the package's "
+            "config/fastdds.xml, for all processes."
         )
     return (
-        "The Fast DDS profile is loaded here: check that the publisher's process loads it too, the load of the "
-        "machine, and the network if the camera is on another one."
+        "The Fast DDS profile is loaded here: check that the publisher's process loads it too, "
+        "the load of the machine, and the network if the camera is on another one."
     )
 
 
@@ -81,7 +82,7 @@ class Diagnostics:
             self._counters[counter] += amount
 
     def event(self, counter: str, message: str, level: bytes = WARN, amount: int = 1) -> None:
-        """Count something that went wrong once; `message` is shown for the next seconds, and logged."""
+        """Count something that went wrong once; `message` is shown for some seconds and logged."""
         now_s = time.monotonic()
         with self._lock:
             self._counters[counter] += amount

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Discovers objects in camera images: `image` in, `~/segmentation` and `~/label_image` out.
 
-While no image comes, segmentations with sensor_state STALE go out at the camera's rate, so that tracking
-knows that it is blind; images that are black, frozen or malformed are answered under their own stamp.
+While no image comes, segmentations with sensor_state STALE go out at the camera's rate, so that
+tracking knows that it is blind; images that are black, frozen or malformed are answered under
+their own stamp.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class DiscoveryNode(PerceptionNode):
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"device {device!r} cannot be used ({error}): choose 'cpu', or 'cuda' on a machine with a "
-                "GPU and a CUDA build of torch."
+                f"device {device!r} cannot be used ({error}): choose 'cpu', or 'cuda' on a "
+                "machine with a GPU and a CUDA build of torch."
             ) from error
         self._model = load_model(self.value("model"), device)
         self._device = device
@@ -103,7 +104,7 @@ class DiscoveryNode(PerceptionNode):
         self._model = None
 
     def parameters_changed(self) -> None:
-        """Sensor thresholds apply at once; what is loaded in `configure` waits for the next one."""
+        """Sensor thresholds apply at once; what `configure` loads waits for the next one."""
         if self._worker is not None:
             self._discovery = self._make_discovery()
 
@@ -189,12 +190,18 @@ class DiscoveryNode(PerceptionNode):
 
 
 _STAMP_TROUBLE = {
-    StampVerdict.ZERO: "An image without a stamp was refused: the driver must fill in header.stamp.",
-    StampVerdict.DUPLICATE: "An image with the stamp of the one before was refused: check for two publishers.",
-    StampVerdict.LATE: "An image older than the one before was refused: check for two publishers.",
-    StampVerdict.FUTURE: "An image stamped in the future was refused: synchronise the clocks of the machines, "
-    "set use_sim_time for a recording, or raise future_tolerance_s.",
-    StampVerdict.RESET: "The stamps jumped back: the clock was reset, tracking starts a new session.",
+    StampVerdict.ZERO: "An image without a stamp was refused: set header.stamp in the driver.",
+    StampVerdict.DUPLICATE: (
+        "An image with the stamp of the one before was refused: check for two publishers."
+    ),
+    StampVerdict.LATE: (
+        "An image older than the one before was refused: check for two publishers."
+    ),
+    StampVerdict.FUTURE: (
+        "An image stamped in the future was refused: synchronise the clocks of the machines, set "
+        "use_sim_time for a recording, or raise future_tolerance_s."
+    ),
+    StampVerdict.RESET: "The stamps jumped back (clock reset): tracking starts a new session.",
 }
 
 

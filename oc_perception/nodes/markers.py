@@ -22,8 +22,9 @@ _ALPHA = {TrackState.TENTATIVE: 0.15, TrackState.CONFIRMED: 0.7, TrackState.COAS
 class Scene:
     """Where pixels are in space, as far as is known.
 
-    With a camera matrix and a known distance of an object its pixels lie at that distance, also while it coasts;
-    otherwise they lie on a plane through the camera, `pixel_size_m` each, the centre of the image in the origin.
+    With a camera matrix and a known distance of an object its pixels lie at that distance, also
+    while it coasts; otherwise they lie on a plane through the camera, `pixel_size_m` each, the
+    centre of the image in the origin.
     """
 
     pixel_size_m: float
@@ -70,7 +71,7 @@ class Scene:
 def to_markers(
     tracks: TrackOutput, scene: Scene, header: Header, sigmas: float, lifetime_s: float
 ) -> MarkerArray:
-    """Per track a slab, its number, the ellipse of its position and its predicted path; ghosts while coasting."""
+    """Per track a slab (faint while coasting), its number, position ellipse and predicted path."""
     seconds, fraction = divmod(lifetime_s, 1)
     lifetime = Duration(sec=int(seconds), nanosec=int(fraction * 1e9))
     paths = {t.track_id: t.modes[0].boxes[:, :2] for t in tracks.trajectories if t.modes}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all perception nodes share: life cycle, parameters from a table, one worker, diagnostics."""
+"""What perception nodes share: life cycle, parameters from a table, a worker, diagnostics."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from oc_perception.nodes.worker import Worker
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 SILENCE_S = 3.0
 OVERLOAD = (
-    "Input comes faster than it can be processed, and is skipped: use a faster model or device, lower the rate of "
-    "the camera, or free the processor."
+    "Input comes faster than it can be processed, and is skipped: use a faster model or device, "
+    "lower the rate of the camera, or free the processor."
 )
 # Declared by rclpy itself, not by our tables.
 FOREIGN_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
@@ -39,9 +39,9 @@ FOREIGN_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_ove
 class PerceptionNode(LifecycleNode):
     """A lifecycle node with one worker thread.
 
-    A subclass gives its parameter table and defines `configure` (raise ValueError or OSError where the user can
-    put it right: the node stays unconfigured and alive), `activate`, `process`, and where it needs them `release`,
-    `overdue`, `deadline` and `check_values`.
+    A subclass gives its parameter table and defines `configure` (raise ValueError or OSError where
+    the user can put it right: the node stays unconfigured and alive), `activate`, `process`, and
+    where it needs them `release`, `overdue`, `deadline` and `check_values`.
     """
 
     capacity = 1
@@ -308,7 +308,7 @@ class PerceptionNode(LifecycleNode):
         self.diagnostics.event("failures", text, ERROR)
 
     def _tick(self) -> None:
-        """Once a second: retry a failed start after a parameter was corrected; watch for silence."""
+        """Once a second: retry a failed start once a parameter was corrected; notice silence."""
         if self._retry:
             self._retry = False
             if self._state_machine.current_state[1] == "unconfigured":

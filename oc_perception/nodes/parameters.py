@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every parameter of every node, in one table per node: declaration, validation and docs/parameters.md.
+"""All parameters, one table per node: for declaration, validation and docs/parameters.md.
 
 `python -m oc_perception.nodes.parameters > docs/parameters.md` renders the documentation.
 Defaults of tracking and sensor parameters are those of their configuration dataclasses.
@@ -91,7 +91,7 @@ def defaults(table: tuple[Parameter, ...]) -> dict[str, Value]:
 def _of_dataclass(
     cls: type, prefix: str, rows: Mapping[str, tuple[str, float, float]]
 ) -> tuple[Parameter, ...]:
-    """A row per field of a configuration dataclass; `rows` gives description, minimum and maximum of each."""
+    """A row per field of a configuration dataclass; `rows` has description, minimum, maximum."""
     fields = {field.name: field.default for field in dataclasses.fields(cls)}
     if fields.keys() != rows.keys():
         raise TypeError(f"{cls.__name__} and its table differ in {fields.keys() ^ rows.keys()}.")
@@ -119,8 +119,8 @@ _COMMON = (
     Parameter(
         "autostart",
         True,
-        "Configure and activate at start, without a lifecycle manager; after a failure, try again when a "
-        "parameter is changed.",
+        "Configure and activate at start, without a lifecycle manager; after a failure, try "
+        "again when a parameter is changed.",
         read_only=True,
     ),
 )
@@ -138,8 +138,8 @@ DISCOVERY = (
     Parameter(
         "model",
         "monet_demo",
-        "Checkpoint directory, name of a shipped checkpoint, or a model without weights (`grid`, "
-        "`grid:delay_ms=100`). Used by the next configure.",
+        "Checkpoint directory, name of a shipped checkpoint, or a model without weights "
+        "(`grid`, `grid:delay_ms=100`). Used by the next configure.",
     ),
     Parameter(
         "device",
@@ -157,13 +157,14 @@ DISCOVERY = (
     Parameter(
         "use_depth",
         False,
-        "Subscribe to `depth` and `camera_info` and give objects a position in the camera frame. Used by the "
-        "next configure.",
+        "Subscribe to `depth` and `camera_info` and give objects a position in the camera "
+        "frame. Used by the next configure.",
     ),
     Parameter(
         "depth_tolerance_s",
         0.05,
-        "Largest difference between the stamps of an image and its depth image. Used by the next configure.",
+        "Largest difference between the stamps of an image and its depth image. Used by the "
+        "next configure.",
         0.0,
         10.0,
     ),
@@ -192,14 +193,16 @@ DISCOVERY = (
     Parameter(
         "clock_reset_threshold_s",
         TrackerConfig.clock_reset_threshold_s,
-        "A stamp further back than this is a clock reset, one less far a late image. Used by the next activate.",
+        "A stamp further back than this is a clock reset, one less far a late image. Used by "
+        "the next activate.",
         0.0,
         3600.0,
     ),
     Parameter(
         "future_tolerance_s",
         1.0,
-        "An image stamped further ahead of this node's clock is refused, 0 for never. Used by the next activate.",
+        "An image stamped further ahead of this node's clock is refused, 0 for never. Used by "
+        "the next activate.",
         0.0,
         1e9,
     ),
@@ -211,7 +214,8 @@ DISCOVERY = (
             "black_deviation": ("Largest standard deviation of a BLACK picture.", 0.0, 255.0),
             "flat_deviation": ("Standard deviation up to which a picture is CORRUPT.", 0.0, 255.0),
             "frozen_after_repeats": (
-                "Bit-identical repetitions that make a picture FROZEN, 0 to switch off (cameras without noise).",
+                "Bit-identical repetitions that make a picture FROZEN, 0 to switch off (cameras "
+                "without noise).",
                 0,
                 1000,
             ),
@@ -368,7 +372,7 @@ CAMERA_SIMULATOR = (
     Parameter("num_objects", 4, "Objects in the world.", 1, 8, read_only=True),
     Parameter(
         "render_scale",
-        0.25,
+        0.5,
         "Size of the drawn over the published image; smaller is cheaper.",
         0.02,
         1.0,
@@ -442,10 +446,10 @@ def render() -> str:
         "",
         "Written by `python -m oc_perception.nodes.parameters > docs/parameters.md`; do not edit.",
         "",
-        "Set them in `config/*.yaml`, with `oc-perception up ... --set node.parameter=value`, or at run time with "
-        "`ros2 param set /node parameter value`. A change is checked as a whole: all of it is taken, or nothing, "
-        "with the reason. All nodes also take `qos_overrides.<topic>.{publisher,subscription}."
-        "{history,depth,reliability}`.",
+        "Set them in `config/*.yaml`, with `oc-perception up ... --set node.parameter=value`, "
+        "or at run time with `ros2 param set /node parameter value`. A change is checked as a "
+        "whole: all of it is taken, or nothing, with the reason. All nodes also take "
+        "`qos_overrides.<topic>.{publisher,subscription}.{history,depth,reliability}`.",
     ]
     for node, table in TABLES.items():
         lines += [
@@ -458,7 +462,8 @@ def render() -> str:
         for p in table:
             kind = type(p.default).__name__ + (", read-only" if p.read_only else "")
             lines.append(
-                f"| `{p.name}` | {kind} | {_literal(p.default)} | {p.range_text} | {p.description} |"
+                f"| `{p.name}` | {kind} | {_literal(p.default)} | {p.range_text} | "
+                f"{p.description} |"
             )
     return "\n".join(lines) + "\n"
 

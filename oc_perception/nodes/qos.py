@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named quality-of-service profiles. Functions, because rclpy writes parameter overrides into the profile."""
+"""Named quality-of-service profiles; functions, because rclpy writes overrides into them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 def image() -> QoSProfile:
     """Sensor data in: best effort, which matches every publisher.
 
-    Five deep although only the newest counts: the node keeps the newest itself, and counts what it skips. One deep
-    loses frames unseen whenever the thread that takes them is late by a period.
+    Five deep although only the newest counts: the node keeps the newest itself, and counts what it
+    skips. One deep loses frames unseen whenever the thread that takes them is late by a period.
     """
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time at the door of a node: which stamps to believe, how often frames come, when one is missing."""
+"""Time at the door of a node: which stamps to believe, the period of frames, what is missing."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class StampVerdict(enum.Enum):
 class StampGate:
     """Judges the stamps of one topic in order of arrival.
 
-    A stamp more than `clock_reset_threshold_s` before the newest is a clock that was set back, a smaller step
-    back a late message. A stamp more than `future_tolerance_s` ahead of now is refused (0: never), because
-    believing it would make every good stamp after it look late.
+    A stamp more than `clock_reset_threshold_s` before the newest is a clock that was set back, a
+    smaller step back a late message. A stamp more than `future_tolerance_s` ahead of now is
+    refused (0: never), because believing it would make every good stamp after it look late.
     """
 
     def __init__(self, clock_reset_threshold_s: float, future_tolerance_s: float = 0.0) -> None:
@@ -43,7 +43,7 @@ class StampGate:
         self._newest_ns: int | None = None
 
     def judge(self, stamp_ns: int, now_ns: int = 0) -> StampVerdict:
-        """The verdict on `stamp_ns`; `now_ns` is the node's clock, 0 while simulated time has not started."""
+        """The verdict on `stamp_ns`; `now_ns` is the node's clock, 0 if unknown."""
         if stamp_ns <= 0:
             return StampVerdict.ZERO
         if self._future_ns and now_ns and stamp_ns - now_ns > self._future_ns:
@@ -60,10 +60,11 @@ class StampGate:
 
 
 class Watchdog:
-    """Notices on the steady clock that the next frame is overdue, and says which stamp it would have had.
+    """Notices on the steady clock that a frame is overdue, and says which stamp it would have.
 
-    The period is the median of the last nine differences between stamps, so that single gaps do not move it
-    and a new rate is learned within five frames. Before the second frame nothing is ever overdue.
+    The period is the median of the last nine differences between stamps, so that single gaps do
+    not move it and a new rate is learned within five frames. Before the second frame nothing is
+    ever overdue.
     """
 
     def __init__(self, periods: float) -> None:
@@ -86,14 +87,14 @@ class Watchdog:
 
     @property
     def deadline_s(self) -> float | None:
-        """Steady time (`time.monotonic()`) at which the next frame counts as missing, None for never."""
+        """Steady time (`time.monotonic()`) at which a frame counts as missing, None: never."""
         period_ns = self.period_ns
         if period_ns is None or self._resting:
             return None
         return self._arrival_s + (self._periods + self._missed) * period_ns / NANOSECONDS
 
     def observe(self, stamp_ns: int, arrival_s: float) -> float:
-        """A frame with this stamp came at `arrival_s` (steady time); the seconds between its stamp and the last."""
+        """A frame came at `arrival_s` (steady time); returns seconds since the stamp before."""
         difference_ns = 0 if self._stamp_ns is None else stamp_ns - self._stamp_ns
         if 0 < difference_ns <= LONGEST_PERIOD_NS:
             self._differences_ns.append(difference_ns)
@@ -102,7 +103,7 @@ class Watchdog:
         return difference_ns / NANOSECONDS
 
     def expire(self, now_s: float | None = None) -> int:
-        """The deadline passed: count the missing frames and return the stamp of the newest of them."""
+        """The deadline passed: count what is missing and return the stamp of the newest."""
         period_ns = self.period_ns
         if period_ns is None:
             raise RuntimeError("expire() before two frames were observed")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Follows objects through time: `segmentation` in, `~/tracks` and `~/trajectories` out.
 
-Without an observation (the segmentation says so, or nothing comes at all) tracks are predicted and published at
-the camera's rate until all are lost.
+Without an observation (the segmentation says so, or nothing comes at all) tracks are predicted and
+published at the camera's rate until all are lost.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows what perception believes: `~/image` (annotated), `~/markers` for RViz, each only while somebody listens.
+"""What perception believes: `~/image` (annotated), `~/markers`, each only for those who listen.
 
 Where vision_msgs is installed, `~/detections` carries the tracks as vision_msgs/Detection2DArray.
 """
@@ -99,7 +99,7 @@ class VisualizationNode(PerceptionNode):
         self._scene.camera_matrix = matrix if usable else None
 
     def _receive(self, message: messages.TrackArray | messages.PredictedTrajectoryArray) -> None:
-        """Tracks and their trajectories come in any order; the second of the two calls for drawing."""
+        """Tracks and their trajectories come in any order; the second calls for drawing."""
         self.diagnostics.arrived()
         self._keep(message)
         stamp_ns = to_nanoseconds(message.header.stamp)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one thread of a node that computes and publishes, while callbacks only hand over what is newest."""
+"""The one thread of a node that computes and publishes; callbacks only hand over the newest."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ Item = TypeVar("Item")
 
 
 class Worker(Generic[Item]):
-    """Calls `handle(item)` for each item in order, or `overdue()` when `deadline()` passes without one.
+    """Calls `handle(item)` for each item in order, or `overdue()` when `deadline()` passes.
 
-    At most `capacity` items wait; a newer one pushes out the oldest, which `dropped()` counts. `deadline()`
-    is steady time in seconds, None for never. An exception of `handle` or `overdue` goes to `failed` and the
-    next item is handled as if nothing had happened. All callbacks but `dropped` run on the worker's thread.
+    At most `capacity` items wait; a newer one pushes out the oldest, which `dropped()` counts.
+    `deadline()` is steady time in seconds, None for never. An exception of `handle` or `overdue`
+    goes to `failed` and the next item is handled as if nothing had happened. All callbacks but
+    `dropped` run on the worker's thread.
     """
 
     def __init__(

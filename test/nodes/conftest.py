@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node tests need ROS 2 and the built messages: where they are missing, every module skips and says why."""
+"""Node tests need ROS 2 and the built messages: without them modules skip and say why."""
 
 from __future__ import annotations
 

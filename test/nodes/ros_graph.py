@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real rclpy and Fast DDS in this process: one ROS domain per test module, conditions with deadlines, no sleeps."""
+"""Real rclpy and Fast DDS in this process: a domain per module, deadlines, no sleeps."""
 
 from __future__ import annotations
 

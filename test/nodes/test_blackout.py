@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A blind camera: what the nodes say, at which rate and under which stamps, and that identities survive."""
+"""A blind camera: what the nodes say, at which rate, under which stamps; identities survive."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_a_time_that_does_not_fit_is_refused(nanoseconds) -> None:
 
 
 def test_conversions_take_little_of_a_frame_period() -> None:
-    """The best of many, because the machine may be busy; limits are several times what it takes."""
+    """The best of many, because the machine may be busy; limits are generous."""
     sent = output()
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     header = c.to_header(STAMP_NS, "camera")

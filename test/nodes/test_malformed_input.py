@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever comes in: no crash, a counter, a diagnostic with the cure, and right again within one valid frame."""
+"""Whatever comes in: no crash, a counter, a cure in the diagnostics, right again at once."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ CASES = {
     "encoding changes": Case(
         different_encoding, "format_changes", "from 64x48 rgb8 to 64x48 mono8"
     ),
-    "zero stamp": Case(zero_stamp, "zero_stamp", "fill in header.stamp"),
+    "zero stamp": Case(zero_stamp, "zero_stamp", "set header.stamp"),
     "backward stamp": Case(backward_stamp, "late", "older than the one before"),
     "duplicate stamp": Case(duplicate_stamp, "duplicate", "with the stamp of the one before"),
     "future stamp": Case(future_stamp, "future_stamp", "synchronise the clocks"),
