@@ -3,8 +3,7 @@
 
 Up to `max(num_objects)` spheres, cubes and cylinders glide over a table with little friction,
 bounce off one another and leave the view; for each that has left, a new one with a new identity
-comes in. Exact label maps, identities and depth come with every frame. Geometry in metres,
-colours and materials after the public CLEVR generator.
+comes in. Exact label maps, identities and depth come with every frame. Geometry in metres.
 """
 
 from __future__ import annotations
@@ -18,16 +17,15 @@ from torch import Tensor
 from oc_perception.worlds.raycast import Camera, Lighting, Objects, render
 
 PALETTE = (
-    (87, 87, 87),
-    (173, 35, 35),
-    (42, 75, 215),
-    (29, 105, 20),
-    (129, 74, 25),
-    (129, 38, 192),
-    (41, 208, 208),
-    (255, 238, 51),
+    (220, 40, 40),
+    (245, 140, 30),
+    (250, 225, 50),
+    (40, 165, 60),
+    (50, 200, 210),
+    (50, 80, 220),
+    (200, 55, 190),
 )
-"""Object colours, 8-bit RGB: gray, red, blue, green, brown, purple, cyan, yellow."""
+"""Object colours, 8-bit RGB: red, orange, yellow, green, cyan, blue, magenta."""
 
 _MARGIN = 0.12  # objects live until their centre is this many image widths outside the view
 _CANDIDATES = 32  # positions tried per object before it is left out
@@ -39,7 +37,7 @@ class TabletopConfig:
     """What the world looks like. With `unique_colours`, no two objects in view share a colour."""
 
     num_objects: tuple[int, int] = (2, 5)
-    radius_m: tuple[float, float] = (0.06, 0.1)
+    radius_m: tuple[float, float] = (0.07, 0.11)
     speed_m_s: tuple[float, float] = (0.05, 0.25)
     friction_per_s: float = 0.05
     restitution: float = 0.9
