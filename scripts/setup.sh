@@ -137,6 +137,8 @@ then call make again."
 overlay() {
     local -x VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
     local -x AMENT_PREFIX_PATH=$venv CMAKE_PREFIX_PATH=$venv
+    # Without this, colcon adds a load limit that starves the build on a busy machine.
+    local -x MAKEFLAGS=-j$(nproc)
     run_step "Building messages and package" setup_overlay.log colcon build \
         --symlink-install --base-paths . --event-handlers console_direct+ \
         --cmake-args -DBUILD_TESTING=OFF "-DPython3_EXECUTABLE=$venv/bin/python" ||
