@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--render-scale",
         type=float,
-        default=0.25,
+        default=0.5,
         help="size of the drawn over the published image (default: %(default)s)",
     )
 

@@ -127,8 +127,8 @@ class _Rays:
 class _Painter:
     """Draws a world, one ray per pixel, but only where it differs from the empty table.
 
-    A picture of a quarter of the size finds those places: objects and their shadows, with a margin.
-    What `paint` returns is what `Tabletop.render` draws without supersampling.
+    A picture of a quarter of the size finds those places, objects and shadows, with a margin. What
+    `paint` returns is what `Tabletop.render` draws without supersampling.
     """
 
     def __init__(self, world: Tabletop, height: int, width: int) -> None:
@@ -142,7 +142,7 @@ class _Painter:
         self._empty = image[0].flatten(1), depth[0].flatten()
 
     def paint(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image `(h, w, 3)` uint8, identities `(h, w)` int64 (0: table), depth `(h, w)` float32 m."""
+        """Image `(h, w, 3)` uint8, identities `(h, w)` int64 (0: table), depth `(h, w)` in m."""
         world = self._world
         pixels = self._find()
         rays = _Rays(world.camera.position, self._rays[:, :, pixels])

@@ -7,6 +7,7 @@ import pytest
 
 from oc_perception.types import SensorState, TrackState
 from oc_perception.worlds.camera import CameraConfig, SimulatedCamera, parse_blackouts
+from oc_perception.worlds.tabletop import Tabletop, TabletopConfig
 
 SMALL = dict(width=160, height=120, num_objects=3)
 
@@ -89,3 +90,19 @@ def test_a_schedule_that_cannot_be_is_refused_with_the_entry(text):
 
 def test_an_empty_schedule_never_blinds():
     assert parse_blackouts(" ", 30) == ()
+
+
+def test_painting_only_what_changed_gives_the_whole_picture():
+    camera = SimulatedCamera(CameraConfig(width=320, height=240, num_objects=5, seed=2))
+    world = Tabletop(TabletopConfig(num_objects=(5, 5), supersampling=1), seed=2)
+    for _ in range(8):
+        view = camera.draw(with_depth=True)
+        whole = world.render(120, 160)
+        image = (whole.images[0] * 255).round().byte().permute(1, 2, 0).numpy()
+        assert np.abs(view.image.astype(int) - image).max() <= 1
+        np.testing.assert_array_equal(view.labels, whole.labels[0].numpy())
+        np.testing.assert_allclose(view.depth, whole.depths[0].numpy(), atol=1e-5)
+        for _ in range(20):  # further apart, to see objects come and go
+            world.advance(1 / 30)
+        for _ in range(19):
+            camera.draw()
