@@ -10,20 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import rclpy
-from rcl_interfaces.msg import (
-    FloatingPointRange,
-    IntegerRange,
-    ParameterDescriptor,
-    SetParametersResult,
-)
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter as RosParameter
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 
 from oc_perception.nodes import qos
-from oc_perception.nodes.diagnostics import ERROR, Diagnostics, frame_loss_cure
-from oc_perception.nodes.parameters import Parameter, ParameterError, check, find, unknown
+from oc_perception.nodes.diagnostics import ERROR, frame_loss_cure
+from oc_perception.nodes.parameter_node import ParameterNode
+from oc_perception.nodes.parameters import Parameter, ParameterError
 from oc_perception.nodes.worker import Worker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -32,34 +26,27 @@ OVERLOAD = (
     "Input comes faster than it can be processed, and is skipped: use a faster model or device, "
     "lower the rate of the camera, or free the processor."
 )
-# Declared by rclpy itself, not by our tables.
-FOREIGN_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 
 
-class PerceptionNode(LifecycleNode):
+class PerceptionNode(ParameterNode):
     """A lifecycle node with one worker thread.
 
     A subclass gives its parameter table and defines `configure` (raise ValueError or OSError where
     the user can put it right: the node stays unconfigured and alive), `activate`, `process`, and
-    where it needs them `release`, `overdue`, `deadline` and `check_values`.
+    where it needs them `release`, `overdue`, `deadline`, `check_values` and `parameters_changed`.
     """
 
     capacity = 1
     """How many messages may wait for the worker."""
 
     def __init__(self, name: str, table: tuple[Parameter, ...], **kwargs: Any) -> None:
-        super().__init__(name, **kwargs)
-        self._table = table
+        super().__init__(name, table, **kwargs)
         self._worker: Worker | None = None
         self._inputs: list = []
         self._outputs: list = []
         self._sequence: dict[tuple[str, bytes], int] = {}
-        self._retry = False
-        self.diagnostics = Diagnostics(self)
+        self._failed_values: dict[str, Any] | None = None
         self.diagnostics.before_publishing = self._tick
-        self._values, self._invalid = self._declare()
-        self.add_on_set_parameters_callback(self._validate)
-        self.add_post_set_parameters_callback(self._store)
 
     # ---- what a subclass defines
 
@@ -84,87 +71,6 @@ class PerceptionNode(LifecycleNode):
     def deadline(self) -> float | None:
         """Steady time at which `overdue` is due."""
         return None
-
-    def check_values(self, values: dict[str, Any]) -> None:
-        """Check parameters against one another. Raises ValueError."""
-
-    def parameters_changed(self) -> None:
-        """New values are in force, on the executor's thread."""
-
-    # ---- parameters
-
-    def value(self, name: str) -> Any:
-        """The value of a parameter now."""
-        return self._values[name]
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """All parameters now; replaced as a whole at a change, never modified."""
-        return self._values
-
-    def _declare(self) -> tuple[dict[str, Any], dict[str, str]]:
-        values, invalid = {}, {}
-        # rclpy offers no public way to see overrides before they are declared.
-        overrides = {name: p.value for name, p in self._parameter_overrides.items()}
-        for parameter in self._table:
-            values[parameter.name] = parameter.default
-            try:
-                if parameter.name in overrides:
-                    values[parameter.name] = check(parameter, overrides[parameter.name])
-            except ParameterError as error:
-                invalid[parameter.name] = str(error)
-            self.declare_parameter(
-                parameter.name,
-                values[parameter.name],
-                descriptor(parameter),
-                ignore_override=True,
-            )
-        strangers = [
-            unknown(self._table, name)
-            for name in sorted(overrides.keys() - values.keys())
-            if not name.startswith(FOREIGN_PARAMETERS)
-        ]
-        try:
-            self.check_values(values)
-        except ValueError as error:
-            invalid[""] = str(error)
-        for message in [*strangers, *invalid.values()]:
-            self.get_logger().error(message)
-        self.diagnostics.condition("unknown parameters", " ".join(strangers) or None, ERROR)
-        self.diagnostics.condition("parameters", " ".join(invalid.values()) or None, ERROR)
-        return values, invalid
-
-    def set_parameters_atomically(self, parameter_list: list[RosParameter]) -> SetParametersResult:
-        """All or nothing; a refusal names the parameter and the cure, as rclpy's own would not."""
-        refusal = self._validate(parameter_list)
-        return super().set_parameters_atomically(parameter_list) if refusal.successful else refusal
-
-    def _validate(self, changes: list[RosParameter]) -> SetParametersResult:
-        proposed = dict(self._values)
-        try:
-            for change in changes:
-                if change.name.startswith(FOREIGN_PARAMETERS):
-                    continue
-                parameter = find(self._table, change.name)
-                proposed[change.name] = check(parameter, change.value)
-                if parameter.read_only and proposed[change.name] != self._values[change.name]:
-                    raise ParameterError(
-                        f"{change.name} is read-only: set it when the node is started."
-                    )
-            self.check_values(proposed)
-        except ValueError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        return SetParametersResult(successful=True)
-
-    def _store(self, changes: list[RosParameter]) -> None:
-        ours = {c.name: c.value for c in changes if c.name in self._values}
-        self._values = {**self._values, **ours}
-        for name in [*ours, ""]:
-            self._invalid.pop(name, None)
-        remaining = " ".join(self._invalid.values())
-        self.diagnostics.condition("parameters", remaining or None, ERROR)
-        self._retry = bool(ours) and self.value("autostart")
-        self.parameters_changed()
 
     # ---- topics
 
@@ -219,12 +125,14 @@ class PerceptionNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load; on failure stay unconfigured, with the reason in log and diagnostics."""
         try:
-            if self._invalid:
-                raise ParameterError(" ".join(self._invalid.values()))
+            if self.invalid:
+                raise ParameterError(" ".join(self.invalid.values()))
             self.configure()
         except Exception as error:  # the process must live, so that the cause can be put right
             self._release()
+            self._failed_values = self.values
             return self._failed_to("configure", error)
+        self._failed_values = None
         self.diagnostics.condition("life cycle", None)
         return super().on_configure(state)
 
@@ -309,10 +217,8 @@ class PerceptionNode(LifecycleNode):
 
     def _tick(self) -> None:
         """Once a second: retry a failed start once a parameter was corrected; notice silence."""
-        if self._retry:
-            self._retry = False
-            if self._state_machine.current_state[1] == "unconfigured":
-                self.start()
+        if self._failed_values is not None and self.values is not self._failed_values:
+            self.start()
         self.diagnostics.value("life_cycle_state", self._state_machine.current_state[1])
         self.diagnostics.condition("silence", self._silence())
 
@@ -326,23 +232,6 @@ class PerceptionNode(LifecycleNode):
         if not self.count_publishers(topic):
             return f"Nobody publishes on {topic}: start the publisher or correct the remapping."
         return f"Nothing arrives on {topic}, although it has a publisher. {frame_loss_cure()}"
-
-
-def descriptor(parameter: Parameter) -> ParameterDescriptor:
-    """The declaration of a table's row."""
-    result = ParameterDescriptor(
-        description=parameter.description,
-        read_only=parameter.read_only,
-        additional_constraints=parameter.range_text,
-    )
-    low, high = parameter.minimum, parameter.maximum
-    if low is not None and high is not None:
-        if isinstance(parameter.default, float):
-            limits = FloatingPointRange(from_value=float(low), to_value=float(high))
-            result.floating_point_range = [limits]
-        else:
-            result.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
-    return result
 
 
 def run(factory: Callable[[], PerceptionNode]) -> int:

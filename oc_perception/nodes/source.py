@@ -20,7 +20,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
 from oc_perception.nodes.diagnostics import Diagnostics
-from oc_perception.nodes.node import FOREIGN_PARAMETERS, descriptor
+from oc_perception.nodes.parameter_node import FOREIGN_PARAMETERS, descriptor
 from oc_perception.nodes.parameters import Parameter, ParameterError, check, unknown
 
 _POLL_S = 0.05
