@@ -18,7 +18,12 @@ DOMAINS = range(1, 101)  # higher ones reach into the ports that Linux hands out
 
 
 def pytest_configure() -> None:
-    """Fast DDS reads its profile once per process, before the first test makes a participant."""
+    """Settings that libraries read once per process, at their first use.
+
+    One thread per process: tests run several processes at a time, and threads of torch that wait
+    for one another on a busy machine are slower than none.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault(
         "FASTDDS_DEFAULT_PROFILES_FILE", str(REPOSITORY / "config" / "fastdds.xml")
     )
