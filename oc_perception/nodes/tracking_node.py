@@ -37,7 +37,7 @@ class Arrival(NamedTuple):
 class TrackingNode(PerceptionNode):
     """Runs `Tracker.step` on every segmentation, in order."""
 
-    capacity = 10
+    capacity = 30  # a second of a camera: skipping an observation costs more than catching up
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("tracking_node", TRACKING, **kwargs)

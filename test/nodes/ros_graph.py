@@ -16,9 +16,9 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 
-from oc_perception.nodes import qos
 from oc_perception.nodes.conversions import to_header, to_image_message
 
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -66,9 +66,9 @@ class Graph:
         self, message_type: type, topic: str, callback: Callable[[Any], None] | None = None
     ) -> list:
         received: list = []
-        self.peer.create_subscription(
-            message_type, topic, callback or received.append, qos.result()
-        )
+        # deep enough that a stall of this process overwrites nothing
+        profile = QoSProfile(depth=1000)
+        self.peer.create_subscription(message_type, topic, callback or received.append, profile)
         return received
 
     def until(self, condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
