@@ -12,6 +12,9 @@ import json
 import time
 from pathlib import Path
 
+import torch
+
+from oc_perception.cli import UserError
 from oc_perception.configuration import from_mapping, read_yaml
 from oc_perception.evaluation.replay import replay
 from oc_perception.models.registry import load_model
@@ -32,10 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topic", help="image topic (default: the only one in the bag)")
     parser.add_argument("--config", type=Path, help="YAML with the keys of TrackerConfig")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of the model; as in the discovery node, whose results depend on it in the "
+        "last bits (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay, and say in a few lines what was found."""
+    if arguments.threads < 1:
+        raise UserError("--threads must be at least 1.")
+    torch.set_num_threads(arguments.threads)
     tracking = read_yaml(arguments.config) if arguments.config else {}
     tracker = Tracker(from_mapping(TrackerConfig, tracking))
     model = load_model(arguments.model, arguments.device)

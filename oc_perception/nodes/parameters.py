@@ -148,8 +148,9 @@ DISCOVERY = (
     ),
     Parameter(
         "threads",
-        0,
-        "Threads of the model on the CPU, 0 for all. Used by the next configure.",
+        1,
+        "Threads of the model on the CPU, 0 for all. The small shipped models gain little from "
+        "more than one, and leave the other cores to the robot. Used by the next configure.",
         0,
         256,
     ),
@@ -369,7 +370,7 @@ CAMERA_SIMULATOR = (
     Parameter("height", 480, "Image height, px.", 16, 8192, read_only=True),
     Parameter("rate_hz", 30.0, "Frames per second.", 0.1, 1000.0, read_only=True),
     Parameter("seed", 0, "Seed of world and noise.", 0, 2**31 - 1, read_only=True),
-    Parameter("num_objects", 4, "Objects in the world.", 1, 8, read_only=True),
+    Parameter("num_objects", 4, "Objects in the world.", 1, 6, read_only=True),
     Parameter(
         "render_scale",
         0.5,

@@ -90,7 +90,7 @@ class Lighting:
     key: Tensor
     fill: Tensor
     plane_colour: Tensor
-    ambient: float = 0.5
+    ambient: float = 0.55
 
 
 def _sphere(origin: Tensor, direction: Tensor, radius: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def render(
     shine = (normal * half).sum(1).clamp(min=0) ** (10 + 50 * gloss) * ~shadowed
     fill = _unit(lighting.fill.unsqueeze(-1) - point)
     filled = (normal * fill).sum(1).clamp(min=0)
-    brightness = lighting.ambient + 0.45 * diffuse + 0.2 * filled
+    brightness = lighting.ambient + 0.35 * diffuse + 0.2 * filled
     highlight = (0.1 + 0.35 * gloss) * shine * on_object
     image = (base * brightness.unsqueeze(1) + highlight.unsqueeze(1)).clamp(0, 1)
     label = torch.where(on_object, index, -1)

@@ -17,15 +17,14 @@ from torch import Tensor
 from oc_perception.worlds.raycast import Camera, Lighting, Objects, render
 
 PALETTE = (
-    (220, 40, 40),
-    (245, 140, 30),
+    (215, 35, 35),
     (250, 225, 50),
-    (40, 165, 60),
-    (50, 200, 210),
-    (50, 80, 220),
-    (200, 55, 190),
+    (30, 150, 50),
+    (60, 220, 230),
+    (40, 60, 205),
+    (205, 60, 200),
 )
-"""Object colours, 8-bit RGB: red, orange, yellow, green, cyan, blue, magenta."""
+"""Object colours, 8-bit RGB: red, yellow, green, cyan, blue, magenta."""
 
 _MARGIN = 0.12  # objects live until their centre is this many image widths outside the view
 _CANDIDATES = 32  # positions tried per object before it is left out
