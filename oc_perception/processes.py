@@ -74,6 +74,10 @@ class Processes:
                 lines = self._log(name).read_text(errors="replace").splitlines()[-10:]
                 raise UserError("\n".join([f"{name} ended early ({self._log(name)}):", *lines]))
 
+    def alive(self, name: str) -> bool:
+        """Whether a process still runs."""
+        return self._running[name].poll() is None
+
     def usage(self) -> dict[str, tuple[float, float]]:
         """CPU seconds so far and resident MB of each process that runs."""
         tick_s, page_bytes = 1 / os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from oc_perception.cli import UserError
 from oc_perception.configuration import override
 from oc_perception.evaluation.discovery import evaluate_discovery
 from oc_perception.evaluation.figures import decomposition_grid
@@ -37,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print."""
     model = load_model(arguments.model, arguments.device)
-    if arguments.slots:
+    if arguments.slots is not None:
+        if arguments.slots < 1 or not list(model.parameters()):
+            raise UserError(f"{arguments.model} cannot run with --slots {arguments.slots}.")
         model.num_slots = arguments.slots
     config = override({}, arguments.settings)
     scores = evaluate_discovery(

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands a researcher types: train, stop, resume, evaluate."""
+
+import json
+
+import cv2
+import pytest
+
+from oc_perception.cli import main
+
+TINY = [
+    "training.steps=2",
+    "training.batch_size=2",
+    "training.evaluate_every=2",
+    "training.evaluation_scenes=2",
+    "model_config.frame_size=[12,16]",
+    "model_config.attention_channels=[8,8]",
+    "model_config.encoder_channels=[8]",
+    "model_config.decoder_channels=8",
+]
+
+
+def train(directory, *extra):
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    return main(["train", "--recipe", "monet_demo", *settings, "--output", str(directory), *extra])
+
+
+def test_training_stops_resumes_and_ends_with_metrics_of_fresh_scenes(tmp_path, capsys):
+    assert train(tmp_path, "--stop-at-step", "1") == 0
+    assert "resumes" in capsys.readouterr().out
+    assert not (tmp_path / "metrics.json").exists()
+    assert train(tmp_path, "--device", "cpu") == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["scenes"] == 320 and 0 <= metrics["miou"] <= 1
+    assert metrics["recipe"]["training"]["steps"] == 2
+
+
+def test_evaluation_prints_json_and_draws_a_decomposition(tmp_path, capsys):
+    figure = tmp_path / "decomposition.png"
+    words = ["evaluate", "grid", "--scenes", "40", "--json", "-", "--figure", str(figure)]
+    assert main(words) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores.keys() == {"fg_ari", "ari", "miou", "mse", "scenes", "seed"}
+    assert scores["scenes"] == 40 and 0 < scores["fg_ari"] < 1
+    assert cv2.imread(str(figure)).shape == (8 * 48 * 2, 8 * 64 * 2, 3)  # 2 + 6 slots across
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out) == scores
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["evaluate", "no_such"], "oc-perception train"),
+        (["evaluate", "grid", "--slots", "3"], "cannot run with --slots 3"),
+        (["evaluate", "grid", "--set", "radius=1"], "Did you mean 'radius_m'"),
+        (["train", "--recipe", "monet_dem"], "Did you mean 'monet_demo'"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_cure(words, reason, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert reason in error and len(error.splitlines()) == 1
