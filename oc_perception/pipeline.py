@@ -22,8 +22,8 @@ from oc_perception.tracking.sensor import (
     SensorMonitorState,
     check_frame,
 )
-from oc_perception.tracking.tracker import StampError as StampError  # callers of step() need it
-from oc_perception.tracking.tracker import Tracker, TrackerState, check_stamp
+from oc_perception.tracking.stamps import check_stamp
+from oc_perception.tracking.tracker import Tracker, TrackerState
 from oc_perception.types import (
     UNLABELLED,
     Decomposition,

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from oc_perception.pipeline import Discovery, Perception, StampError
-from oc_perception.tracking.tracker import Tracker, TrackerConfig
+from oc_perception.pipeline import Discovery, Perception
+from oc_perception.tracking.config import TrackerConfig
+from oc_perception.tracking.stamps import StampError
+from oc_perception.tracking.tracker import Tracker
 from oc_perception.types import UNLABELLED, Decomposition, SensorState, TrackState
 
 OK, STALE, BLACK, FROZEN, CORRUPT = SensorState

@@ -20,7 +20,8 @@ from oc_perception.evaluation.replay import replay
 from oc_perception.models.registry import load_model
 from oc_perception.pipeline import Discovery, Perception
 from oc_perception.progress import Progress
-from oc_perception.tracking.tracker import Tracker, TrackerConfig
+from oc_perception.tracking.config import TrackerConfig
+from oc_perception.tracking.tracker import Tracker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

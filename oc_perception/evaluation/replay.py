@@ -27,8 +27,8 @@ from oc_perception.evaluation.draw import (
 )
 from oc_perception.evaluation.segmentation import fg_ari, miou
 from oc_perception.images import MalformedImage
-from oc_perception.pipeline import Perception, PerceptionOutput, PerceptionState, StampError
-from oc_perception.tracking.tracker import check_stamp
+from oc_perception.pipeline import Perception, PerceptionOutput, PerceptionState
+from oc_perception.tracking.stamps import StampError, check_stamp
 from oc_perception.types import Segmentation, SensorState, TrackOutput, TrackState
 
 WATCHDOG_PERIODS = 1.5

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from oc_perception.configuration import nearest
+from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.sensor import SensorMonitorConfig
-from oc_perception.tracking.tracker import TrackerConfig
 
 Value = bool | int | float | str
 

@@ -23,7 +23,8 @@ from oc_perception.nodes.conversions import (
 from oc_perception.nodes.node import PerceptionNode, run
 from oc_perception.nodes.parameters import TRACKING, tracker_config
 from oc_perception.nodes.timing import NANOSECONDS, Watchdog
-from oc_perception.tracking.tracker import StampError, Tracker
+from oc_perception.tracking.stamps import StampError
+from oc_perception.tracking.tracker import Tracker
 from oc_perception.types import Segmentation, SensorState, TrackOutput
 
 

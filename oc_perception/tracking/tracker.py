@@ -6,15 +6,12 @@ nothing, so neither the number nor the stamps of blind steps can change what the
 afterwards; and what is lost in between depends on elapsed time only. Each observed step runs:
 predict to the stamp, drop what has expired, associate, update, revise the existence of what was
 missed, give birth.
-
-Lengths and speeds in the configuration are in image widths, because slots are discovered on a grid
-of fixed size: localisation noise scales with the picture, not with the camera's pixel count.
 """
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,193 +22,19 @@ from oc_perception.tracking.association import (
     chi_square_gate,
     position_log_likelihood,
 )
+from oc_perception.tracking.config import TrackerConfig
+from oc_perception.tracking.life_cycle import born, expired, missed
+from oc_perception.tracking.output import describe, track_states, trajectories
+from oc_perception.tracking.stamps import check_stamp
+from oc_perception.tracking.table import Observations, TrackTable
 from oc_perception.types import (
     UNLABELLED,
-    Detection,
     Segmentation,
     SensorState,
-    Track,
     TrackOutput,
     TrackState,
     Trajectory,
-    TrajectoryMode,
 )
-
-
-class StampError(ValueError):
-    """A stamp that is late, a duplicate, or not positive; nothing was changed."""
-
-
-def check_stamp(last_ns: int, stamp_ns: int, reset_threshold_s: float) -> bool:
-    """Whether `stamp_ns` is so far behind `last_ns` (0: none yet) that the clock was reset.
-
-    Raises StampError for a stamp that is not positive, late, or a duplicate.
-    """
-    if stamp_ns <= 0:
-        raise StampError(f"Stamp {stamp_ns} ns is not positive; does the camera driver set it?")
-    behind_s = (last_ns - stamp_ns) * 1e-9
-    if behind_s > reset_threshold_s:
-        return True
-    if last_ns and behind_s >= 0:
-        kind = "a duplicate of" if stamp_ns == last_ns else f"{behind_s:.4f} s behind"
-        raise StampError(f"Stamp {stamp_ns} ns is {kind} the last observation; frame ignored.")
-    return False
-
-
-@dataclass(frozen=True)
-class TrackerConfig:
-    """Parameters of tracking. `_widths` means image widths; all rates and times are in seconds.
-
-    Motion. Objects on a table slow down (`velocity_decay_per_s`, 0 = constant velocity), are
-    disturbed all the time (`velocity_diffusion_widths`: standard deviation of velocity gained in
-    one second, widths/s) and collide now and then (`collision_rate_per_s`,
-    `collision_speed_widths_per_s`: standard deviation of the velocity jump on each axis). Rare
-    jumps have the covariance of white acceleration noise of density rate x speed^2, which is
-    added. The gate is wide because their tails are not Gaussian.
-
-    Measurement. `measurement_std_widths` of a centroid on each axis: the default is a third of a
-    pixel of a mask 64 wide. A box that is suddenly smaller or larger than the track's is half
-    hidden or merged, so its centroid is off by up to half the difference: `occlusion_shift` px of
-    standard deviation per px of difference.
-
-    Existence. Missed detections follow each other, so a miss is weighed by the observed time it
-    stands for: evidence `1 - detection_probability` per `miss_correlation_s`, never more for one
-    frame. Time without frames only counts against `lifetime_s` and `max_coast_s`. Outside the view
-    (by `view_margin_widths`) each frame weighs in full.
-
-    Appearance (embedding and log size) is a Gaussian per track whose variance is learned online,
-    starting from `appearance_prior_variance` with the weight of `appearance_prior_count`
-    observations. `appearance_weight` < 1 because dimensions are not independent;
-    `appearance_limit` (nats) is the most that a change of look can say against a match: less than
-    a precise position says for it, more than the position after a long blackout does.
-    """
-
-    measurement_std_widths: float = 0.3 / 64
-    occlusion_shift: float = 0.5
-    velocity_decay_per_s: float = 0.1
-    velocity_diffusion_widths: float = 0.02
-    collision_rate_per_s: float = 0.1
-    collision_speed_widths_per_s: float = 0.07
-    initial_speed_widths_per_s: float = 0.2
-    size_smoothing_s: float = 0.3
-
-    gate_probability: float = 0.99999
-    detection_probability: float = 0.9
-    clutter_per_frame: float = 0.01
-    birth_rate_per_s: float = 0.2
-    min_birth_score: float = 0.5
-    appearance_prior_variance: float = 0.1
-    appearance_prior_count: float = 20.0
-    appearance_memory_frames: int = 150
-    appearance_weight: float = 0.5
-    appearance_limit: float = 10.0
-
-    birth_existence: float = 0.5
-    confirm_hits: int = 3
-    miss_correlation_s: float = 0.2
-    lifetime_s: float = 30.0
-    min_existence: float = 0.05
-    max_coast_s: float = 3.0
-    view_margin_widths: float = 0.02
-    clock_reset_threshold_s: float = 1.0
-
-    horizon_s: float = 1.0
-    horizon_step_s: float = 0.1
-
-    def __post_init__(self) -> None:
-        may_be_zero = {
-            "occlusion_shift",
-            "velocity_decay_per_s",
-            "collision_rate_per_s",
-            "collision_speed_widths_per_s",
-            "birth_rate_per_s",
-            "min_birth_score",
-            "appearance_weight",
-            "appearance_limit",
-            "view_margin_widths",
-            "clock_reset_threshold_s",
-            "horizon_s",
-        }
-        below_one = {
-            "gate_probability",
-            "detection_probability",
-            "birth_existence",
-            "min_existence",
-            "min_birth_score",
-        }
-        for parameter in fields(self):
-            value = getattr(self, parameter.name)
-            if (
-                not np.isfinite(value)
-                or value < 0
-                or (value == 0 and parameter.name not in may_be_zero)
-            ):
-                raise ValueError(f"{parameter.name} must be finite and positive, not {value}.")
-            if parameter.name in below_one and value >= 1:
-                raise ValueError(f"{parameter.name} is a probability below 1, not {value}.")
-        if self.min_existence >= self.birth_existence:
-            raise ValueError("min_existence must be below birth_existence, or no track is born.")
-
-    def motion_model(self, image_width_px: float) -> kalman.MotionModel:
-        """The motion model in pixels of an image that is `image_width_px` wide."""
-        density = (
-            self.velocity_diffusion_widths**2
-            + self.collision_rate_per_s * self.collision_speed_widths_per_s**2
-        )
-        return kalman.MotionModel(density * image_width_px**2, self.velocity_decay_per_s)
-
-
-@dataclass(frozen=True)
-class TrackTable:
-    """All tracks as columns, `N` rows in order of birth; arrays are never written in place."""
-
-    ids: np.ndarray  # (N,) int64
-    means: np.ndarray  # (N, 4) px, px/s
-    covariances: np.ndarray  # (N, 4, 4)
-    sizes: np.ndarray  # (N, 2) px, smoothed
-    existence: np.ndarray  # (N,)
-    confirmed: np.ndarray  # (N,) bool
-    ages: np.ndarray  # (N,) int64
-    hits: np.ndarray  # (N,) int64
-    last_seen_ns: np.ndarray  # (N,) int64
-    labels: np.ndarray  # (N,) int64, UNLABELLED where not matched in the last observation
-    appearances: np.ndarray  # (N, D) means
-    appearance_counts: np.ndarray  # (N,)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, rows: np.ndarray) -> TrackTable:
-        return TrackTable(*(getattr(self, f.name)[rows] for f in fields(self)))
-
-    def joined(self, other: TrackTable) -> TrackTable:
-        """This table with the rows of `other` below."""
-        return TrackTable(
-            *(
-                np.concatenate([getattr(self, f.name), getattr(other, f.name)])
-                for f in fields(self)
-            )
-        )
-
-    @classmethod
-    def empty(cls, appearance_dimensions: int = 0) -> TrackTable:
-        """No tracks."""
-        whole = np.zeros(0, np.int64)
-        real = np.zeros(0)
-        return cls(
-            ids=whole,
-            means=np.zeros((0, 4)),
-            covariances=np.zeros((0, 4, 4)),
-            sizes=np.zeros((0, 2)),
-            existence=real,
-            confirmed=np.zeros(0, bool),
-            ages=whole,
-            hits=whole,
-            last_seen_ns=whole,
-            labels=whole,
-            appearances=np.zeros((0, appearance_dimensions)),
-            appearance_counts=real,
-        )
 
 
 @dataclass(frozen=True)
@@ -231,44 +54,6 @@ class TrackerState:
     tracks: TrackTable = field(default_factory=TrackTable.empty)
     appearance: AppearanceModel | None = None
     reported_lost: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Observations:
-    """Detections as columns, `M` rows in the order of the segmentation."""
-
-    positions: np.ndarray  # (M, 2)
-    sizes: np.ndarray  # (M, 2)
-    labels: np.ndarray  # (M,)
-    scores: np.ndarray  # (M,)
-    appearances: np.ndarray  # (M, D), embedding then log size
-
-    @classmethod
-    def of(cls, detections: tuple[Detection, ...]) -> _Observations:
-        if not detections:
-            return cls(
-                np.zeros((0, 2)),
-                np.zeros((0, 2)),
-                np.zeros(0, np.int64),
-                np.zeros(0),
-                np.zeros((0, 0)),
-            )
-        if len({np.shape(d.embedding) for d in detections}) > 1:
-            raise ValueError("Detections of one segmentation must have embeddings of one length.")
-        boxes = np.array([d.box for d in detections], np.float64)
-        embeddings = np.array([d.embedding for d in detections], np.float64)
-        if boxes.shape != (len(detections), 4) or not np.isfinite(boxes).all():
-            raise ValueError("A detection's box must be four finite numbers (cx, cy, w, h) in px.")
-        if not np.isfinite(embeddings).all():
-            raise ValueError("A detection's embedding must be finite.")
-        sizes = np.maximum(boxes[:, 2:], 1.0)  # nothing visible is smaller than a pixel
-        return cls(
-            positions=boxes[:, :2],
-            sizes=sizes,
-            labels=np.array([d.label for d in detections], np.int64),
-            scores=np.array([d.score for d in detections], np.float64),
-            appearances=np.concatenate([embeddings, np.log(sizes)], 1),
-        )
 
 
 class Tracker:
@@ -332,43 +117,41 @@ class Tracker:
     ) -> tuple[TrackerState, TrackOutput]:
         predicted = self._predicted(state, stamp_ns)
         predicted = replace(predicted, labels=np.full(len(predicted), UNLABELLED))
-        expired = self._expired(predicted, stamp_ns)
-        lost = predicted[expired & ~np.isin(predicted.ids, state.reported_lost)]
+        gone = expired(self.config, predicted, stamp_ns)
+        lost = predicted[gone & ~np.isin(predicted.ids, state.reported_lost)]
         state = replace(state, reported_lost=state.reported_lost + tuple(lost.ids.tolist()))
-        return state, self._output(state, predicted[~expired], lost, stamp_ns, sensor_state)
+        return state, self._output(state, predicted[~gone], lost, stamp_ns, sensor_state)
 
     def _step_observed(
         self, state: TrackerState, segmentation: Segmentation, stamp_ns: int
     ) -> tuple[TrackerState, TrackOutput]:
         config = self.config
-        seen = _Observations.of(segmentation.objects)
+        seen = Observations.of(segmentation.objects)
         state = self._fitted(state, segmentation, seen)
         dt_s = (stamp_ns - state.anchor_ns) * 1e-9 if state.anchor_ns else 0.0
         tracks = self._predicted(state, stamp_ns)
         tracks = replace(tracks, ages=tracks.ages + 1, labels=np.full(len(tracks), UNLABELLED))
-        expired = self._expired(tracks, stamp_ns)
-        lost, tracks = tracks[expired], tracks[~expired]
+        gone = expired(config, tracks, stamp_ns)
+        lost, tracks = tracks[gone], tracks[~gone]
 
         width = state.image_size[1]
         noises = self._measurement_noise(tracks, seen, width)
         rows, columns, evidence = self._associate(state, tracks, seen, noises, dt_s)
-        tracks = self._missed(tracks, rows, state.image_size, dt_s)
+        tracks = missed(config, tracks, rows, state.image_size, dt_s)
         tracks, appearance = self._matched(
             state, tracks, rows, seen, columns, noises, evidence, dt_s, stamp_ns
         )
-        gone = self._expired(tracks, stamp_ns)
+        gone = expired(config, tracks, stamp_ns)
         lost, tracks = lost.joined(tracks[gone]), tracks[~gone]
 
-        unused = np.ones(len(seen.labels), bool)
-        unused[columns] = False
-        unused &= seen.scores >= config.min_birth_score
-        born = self._born(state, seen, np.flatnonzero(unused), stamp_ns)
+        dimensions = tracks.appearances.shape[1]
+        new = born(config, seen, columns, state.next_id, dimensions, width, stamp_ns)
         lost = lost[~np.isin(lost.ids, state.reported_lost)]
         state = replace(
             state,
             anchor_ns=stamp_ns,
-            next_id=state.next_id + len(born),
-            tracks=tracks.joined(born),
+            next_id=state.next_id + len(new),
+            tracks=tracks.joined(new),
             appearance=appearance,
             reported_lost=(),
         )
@@ -377,7 +160,7 @@ class Tracker:
     # Parts of a step
 
     def _fitted(
-        self, state: TrackerState, segmentation: Segmentation, seen: _Observations
+        self, state: TrackerState, segmentation: Segmentation, seen: Observations
     ) -> TrackerState:
         """The state in the pixels and the appearance space of this segmentation, should they have
         changed.
@@ -392,15 +175,7 @@ class Tracker:
             )
         tracks = state.tracks
         if state.image_size not in (None, size) and len(tracks):
-            scale = np.array(size[::-1]) / np.array(state.image_size[::-1])
-            scale4 = np.concatenate([scale, scale])
-            tracks = replace(
-                tracks,
-                # pixel centres are integers, so the left edge of the image is at -0.5
-                means=tracks.means * scale4 + np.r_[(scale - 1) / 2, 0, 0],
-                covariances=tracks.covariances * np.outer(scale4, scale4),
-                sizes=tracks.sizes * scale,
-            )
+            tracks = tracks.rescaled(state.image_size, size)
         appearance = state.appearance
         dimensions = seen.appearances.shape[1]
         if dimensions and (appearance is None or len(appearance.squares) != dimensions):
@@ -427,12 +202,8 @@ class Tracker:
             tracks, means=means, covariances=covariances, existence=tracks.existence * survival
         )
 
-    def _expired(self, tracks: TrackTable, stamp_ns: int) -> np.ndarray:
-        coast_s = (stamp_ns - tracks.last_seen_ns) * 1e-9
-        return (tracks.existence < self.config.min_existence) | (coast_s > self.config.max_coast_s)
-
     def _measurement_noise(
-        self, tracks: TrackTable, seen: _Observations, width: float
+        self, tracks: TrackTable, seen: Observations, width: float
     ) -> np.ndarray:
         """Covariance `(N, M, 2, 2)` px^2 of the centroid, should the detection be the track."""
         variance = (self.config.measurement_std_widths * width) ** 2
@@ -444,7 +215,7 @@ class Tracker:
         self,
         state: TrackerState,
         tracks: TrackTable,
-        seen: _Observations,
+        seen: Observations,
         noises: np.ndarray,
         dt_s: float,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -452,7 +223,7 @@ class Tracker:
         new.
         """
         config = self.config
-        if not len(tracks) or not len(seen.labels):
+        if not len(tracks) or not len(seen):
             nothing = np.zeros(0, np.int64)
             return nothing, nothing, np.zeros(0)
         log_likelihood, distance = position_log_likelihood(
@@ -471,33 +242,12 @@ class Tracker:
         evidence = ratio[rows, columns] + np.log(config.detection_probability)
         return rows, columns, evidence
 
-    def _missed(
-        self, tracks: TrackTable, matched: np.ndarray, size: tuple[int, int], dt_s: float
-    ) -> TrackTable:
-        """Lower the existence of tracks that this observation should have shown and did not."""
-        config = self.config
-        margin = config.view_margin_widths * size[1]
-        limit = np.array([size[1], size[0]]) - 1 + margin
-        position = tracks.means[:, :2]
-        outside = ((position < -margin) | (position > limit)).any(1)
-        # Clutter comes and goes from frame to frame: for a tentative track each miss stands for
-        # itself.
-        weight = np.where(
-            outside | ~tracks.confirmed, 1.0, min(1.0, dt_s / config.miss_correlation_s)
-        )
-        likelihood = (1 - config.detection_probability) ** weight
-        alive = tracks.existence * likelihood
-        existence = alive / (alive + 1 - tracks.existence)
-        missed = np.ones(len(tracks), bool)
-        missed[matched] = False
-        return replace(tracks, existence=np.where(missed, existence, tracks.existence))
-
     def _matched(
         self,
         state: TrackerState,
         tracks: TrackTable,
         rows: np.ndarray,
-        seen: _Observations,
+        seen: Observations,
         columns: np.ndarray,
         noises: np.ndarray,
         evidence: np.ndarray,
@@ -522,49 +272,20 @@ class Tracker:
         blend = -np.expm1(-dt_s / config.size_smoothing_s)
         alive = matched.existence * np.exp(np.minimum(evidence, 50.0))
         hits = matched.hits + 1
-        updated = TrackTable(
-            ids=matched.ids,
+        updated = replace(
+            matched,
             means=means,
             covariances=covariances,
             sizes=matched.sizes + blend * (seen.sizes[columns] - matched.sizes),
             existence=alive / (alive + 1 - matched.existence),
             confirmed=matched.confirmed | (hits >= config.confirm_hits),
-            ages=matched.ages,
             hits=hits,
             last_seen_ns=np.full(len(rows), stamp_ns),
             labels=seen.labels[columns],
             appearances=looks,
             appearance_counts=counts,
         )
-        order = np.arange(len(tracks))
-        order[rows] = len(tracks) + np.arange(len(rows))
-        return tracks.joined(updated)[order], appearance
-
-    def _born(
-        self, state: TrackerState, seen: _Observations, new: np.ndarray, stamp_ns: int
-    ) -> TrackTable:
-        """Tracks from the detections in `new`, at rest in the mean."""
-        config = self.config
-        count, width = len(new), state.image_size[1]
-        variances = np.repeat(
-            [config.measurement_std_widths, config.initial_speed_widths_per_s], 2
-        )
-        return TrackTable(
-            ids=state.next_id + np.arange(count),
-            means=np.concatenate([seen.positions[new], np.zeros((count, 2))], 1),
-            covariances=np.tile(np.diag((variances * width) ** 2), (count, 1, 1)),
-            sizes=seen.sizes[new],
-            existence=np.full(count, config.birth_existence),
-            confirmed=np.full(count, config.confirm_hits <= 1),
-            ages=np.ones(count, np.int64),
-            hits=np.ones(count, np.int64),
-            last_seen_ns=np.full(count, stamp_ns),
-            labels=seen.labels[new],
-            appearances=seen.appearances[new].reshape(count, state.tracks.appearances.shape[1]),
-            appearance_counts=np.ones(count),
-        )
-
-    # Output
+        return tracks.with_rows(rows, updated), appearance
 
     def _output(
         self,
@@ -574,74 +295,16 @@ class Tracker:
         stamp_ns: int,
         sensor_state: SensorState,
     ) -> TrackOutput:
-        seen = tracks.labels != UNLABELLED
-        states = np.where(
-            tracks.confirmed,
-            np.where(seen, TrackState.CONFIRMED, TrackState.COASTING),
-            TrackState.TENTATIVE,
-        )
-        described = [
-            *_describe(tracks, states),
-            *_describe(lost, np.full(len(lost), TrackState.LOST)),
-        ]
+        states = track_states(tracks)
+        futures: tuple[Trajectory, ...] = ()
+        if len(tracks) and len(self._horizon_s):
+            motion = self.config.motion_model(state.image_size[1])
+            futures = trajectories(tracks, states, motion, self._horizon_s)
         return TrackOutput(
             stamp_ns=stamp_ns,
             source_stamp_ns=state.anchor_ns,
             session=state.session,
             sensor_state=sensor_state,
-            tracks=tuple(described),
-            trajectories=self._trajectories(state, tracks, states),
+            tracks=describe(tracks, states) + describe(lost, np.full(len(lost), TrackState.LOST)),
+            trajectories=futures,
         )
-
-    def _trajectories(
-        self, state: TrackerState, tracks: TrackTable, states: np.ndarray
-    ) -> tuple[Trajectory, ...]:
-        if not len(tracks) or not len(self._horizon_s):
-            return ()
-        means, covariances = self.config.motion_model(state.image_size[1]).predict(
-            tracks.means[:, None], tracks.covariances[:, None], self._horizon_s
-        )
-        sizes = np.broadcast_to(tracks.sizes[:, None], (*means.shape[:2], 2))
-        boxes = np.concatenate([means[..., :2], sizes], -1)
-        spreads = covariances[..., [0, 0, 1], [0, 1, 1]]
-        return tuple(
-            Trajectory(
-                track_id=int(tracks.ids[i]),
-                track_state=TrackState(states[i]),
-                modes=(TrajectoryMode(1.0, self._horizon_s, boxes[i], spreads[i]),),
-            )
-            for i in range(len(tracks))
-        )
-
-
-def _describe(tracks: TrackTable, states: np.ndarray) -> list[Track]:
-    """The rows of a table in the shared vocabulary."""
-    boxes = np.concatenate([tracks.means[:, :2], tracks.sizes], 1)
-    embeddings = tracks.appearances[:, :-2].astype(np.float32)  # without the log size
-    columns = (
-        tracks.ids.tolist(),
-        states.tolist(),
-        tracks.existence.tolist(),
-        tracks.ages.tolist(),
-        tracks.hits.tolist(),
-        tracks.last_seen_ns.tolist(),
-        tracks.labels.tolist(),
-    )
-    return [
-        Track(
-            id=track_id,
-            state=TrackState(state),
-            box=boxes[i],
-            velocity=tracks.means[i, 2:],
-            covariance=tracks.covariances[i],
-            existence_probability=existence,
-            age=age,
-            hits=hits,
-            last_seen_ns=last_seen_ns,
-            slot_label=label,
-            embedding=embeddings[i],
-        )
-        for i, (track_id, state, existence, age, hits, last_seen_ns, label) in enumerate(
-            zip(*columns, strict=True)
-        )
-    ]

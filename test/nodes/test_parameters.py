@@ -20,8 +20,8 @@ from oc_perception.nodes.parameters import (
     tracker_config,
 )
 from oc_perception.resources import share_directory
+from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.sensor import SensorMonitorConfig
-from oc_perception.tracking.tracker import TrackerConfig
 
 FLOAT = Parameter("rate_hz", 30.0, "", 1.0, 60.0)
 WORD = Parameter("mode", "raw", "", choices=("raw", "compressed"))

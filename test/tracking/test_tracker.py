@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom, chi2
 
+from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.kalman import MotionModel
-from oc_perception.tracking.tracker import StampError, Tracker, TrackerConfig
+from oc_perception.tracking.stamps import StampError
+from oc_perception.tracking.tracker import Tracker
 from oc_perception.types import UNLABELLED, Detection, Segmentation, SensorState, TrackState
 
 TENTATIVE, CONFIRMED, COASTING, LOST = TrackState

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of tracking, and the checks that they make sense.
+
+Lengths and speeds are in image widths, because slots are discovered on a grid of fixed size:
+localisation noise scales with the picture, not with the camera's pixel count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from oc_perception.tracking.kalman import MotionModel
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Parameters of tracking. `_widths` means image widths; all rates and times are in seconds.
+
+    Motion. Objects on a table slow down (`velocity_decay_per_s`, 0 = constant velocity), are
+    disturbed all the time (`velocity_diffusion_widths`: standard deviation of velocity gained in
+    one second, widths/s) and collide now and then (`collision_rate_per_s`,
+    `collision_speed_widths_per_s`: standard deviation of the velocity jump on each axis). Rare
+    jumps have the covariance of white acceleration noise of density rate x speed^2, which is
+    added. The gate is wide because their tails are not Gaussian.
+
+    Measurement. `measurement_std_widths` of a centroid on each axis: the default is a third of a
+    pixel of a mask 64 wide. A box that is suddenly smaller or larger than the track's is half
+    hidden or merged, so its centroid is off by up to half the difference: `occlusion_shift` px of
+    standard deviation per px of difference.
+
+    Existence. Missed detections follow each other, so a miss is weighed by the observed time it
+    stands for: evidence `1 - detection_probability` per `miss_correlation_s`, never more for one
+    frame. Time without frames only counts against `lifetime_s` and `max_coast_s`. Outside the view
+    (by `view_margin_widths`) each frame weighs in full.
+
+    Appearance (embedding and log size) is a Gaussian per track whose variance is learned online,
+    starting from `appearance_prior_variance` with the weight of `appearance_prior_count`
+    observations. `appearance_weight` < 1 because dimensions are not independent;
+    `appearance_limit` (nats) is the most that a change of look can say against a match: less than
+    a precise position says for it, more than the position after a long blackout does.
+    """
+
+    measurement_std_widths: float = 0.3 / 64
+    occlusion_shift: float = 0.5
+    velocity_decay_per_s: float = 0.1
+    velocity_diffusion_widths: float = 0.02
+    collision_rate_per_s: float = 0.1
+    collision_speed_widths_per_s: float = 0.07
+    initial_speed_widths_per_s: float = 0.2
+    size_smoothing_s: float = 0.3
+
+    gate_probability: float = 0.99999
+    detection_probability: float = 0.9
+    clutter_per_frame: float = 0.01
+    birth_rate_per_s: float = 0.2
+    min_birth_score: float = 0.5
+    appearance_prior_variance: float = 0.1
+    appearance_prior_count: float = 20.0
+    appearance_memory_frames: int = 150
+    appearance_weight: float = 0.5
+    appearance_limit: float = 10.0
+
+    birth_existence: float = 0.5
+    confirm_hits: int = 3
+    miss_correlation_s: float = 0.2
+    lifetime_s: float = 30.0
+    min_existence: float = 0.05
+    max_coast_s: float = 3.0
+    view_margin_widths: float = 0.02
+    clock_reset_threshold_s: float = 1.0
+
+    horizon_s: float = 1.0
+    horizon_step_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        may_be_zero = {
+            "occlusion_shift",
+            "velocity_decay_per_s",
+            "collision_rate_per_s",
+            "collision_speed_widths_per_s",
+            "birth_rate_per_s",
+            "min_birth_score",
+            "appearance_weight",
+            "appearance_limit",
+            "view_margin_widths",
+            "clock_reset_threshold_s",
+            "horizon_s",
+        }
+        below_one = {
+            "gate_probability",
+            "detection_probability",
+            "birth_existence",
+            "min_existence",
+            "min_birth_score",
+        }
+        for parameter in fields(self):
+            value = getattr(self, parameter.name)
+            if (
+                not np.isfinite(value)
+                or value < 0
+                or (value == 0 and parameter.name not in may_be_zero)
+            ):
+                raise ValueError(f"{parameter.name} must be finite and positive, not {value}.")
+            if parameter.name in below_one and value >= 1:
+                raise ValueError(f"{parameter.name} is a probability below 1, not {value}.")
+        if self.min_existence >= self.birth_existence:
+            raise ValueError("min_existence must be below birth_existence, or no track is born.")
+
+    def motion_model(self, image_width_px: float) -> MotionModel:
+        """The motion model in pixels of an image that is `image_width_px` wide."""
+        density = (
+            self.velocity_diffusion_widths**2
+            + self.collision_rate_per_s * self.collision_speed_widths_per_s**2
+        )
+        return MotionModel(density * image_width_px**2, self.velocity_decay_per_s)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a track table in the shared vocabulary (types.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from oc_perception.tracking.kalman import MotionModel
+from oc_perception.tracking.table import TrackTable
+from oc_perception.types import UNLABELLED, Track, TrackState, Trajectory, TrajectoryMode
+
+
+def track_states(tracks: TrackTable) -> np.ndarray:
+    """The TrackState `(N,)` of tracks that are not lost."""
+    return np.where(
+        tracks.confirmed,
+        np.where(tracks.labels != UNLABELLED, TrackState.CONFIRMED, TrackState.COASTING),
+        TrackState.TENTATIVE,
+    )
+
+
+def describe(tracks: TrackTable, states: np.ndarray) -> tuple[Track, ...]:
+    """One Track per row, in the given `states` `(N,)`."""
+    boxes = np.concatenate([tracks.means[:, :2], tracks.sizes], 1)
+    embeddings = tracks.appearances[:, :-2].astype(np.float32)  # without the log size
+    columns = (
+        tracks.ids.tolist(),
+        states.tolist(),
+        tracks.existence.tolist(),
+        tracks.ages.tolist(),
+        tracks.hits.tolist(),
+        tracks.last_seen_ns.tolist(),
+        tracks.labels.tolist(),
+    )
+    return tuple(
+        Track(
+            id=track_id,
+            state=TrackState(state),
+            box=boxes[i],
+            velocity=tracks.means[i, 2:],
+            covariance=tracks.covariances[i],
+            existence_probability=existence,
+            age=age,
+            hits=hits,
+            last_seen_ns=last_seen_ns,
+            slot_label=label,
+            embedding=embeddings[i],
+        )
+        for i, (track_id, state, existence, age, hits, last_seen_ns, label) in enumerate(
+            zip(*columns, strict=True)
+        )
+    )
+
+
+def trajectories(
+    tracks: TrackTable, states: np.ndarray, motion: MotionModel, horizon_s: np.ndarray
+) -> tuple[Trajectory, ...]:
+    """Where each row will be after the times `horizon_s` `(K,)`."""
+    means, covariances = motion.predict(
+        tracks.means[:, None], tracks.covariances[:, None], horizon_s
+    )
+    sizes = np.broadcast_to(tracks.sizes[:, None], (*means.shape[:2], 2))
+    boxes = np.concatenate([means[..., :2], sizes], -1)
+    spreads = covariances[..., [0, 0, 1], [0, 1, 1]]
+    return tuple(
+        Trajectory(
+            track_id=int(tracks.ids[i]),
+            track_state=TrackState(states[i]),
+            modes=(TrajectoryMode(1.0, horizon_s, boxes[i], spreads[i]),),
+        )
+        for i in range(len(tracks))
+    )

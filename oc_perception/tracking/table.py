@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tracks and detections as columns, one array per property."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from oc_perception.types import Detection
+
+
+@dataclass(frozen=True)
+class TrackTable:
+    """All tracks as columns, `N` rows in order of birth; arrays are never written in place."""
+
+    ids: np.ndarray  # (N,) int64
+    means: np.ndarray  # (N, 4) px, px/s
+    covariances: np.ndarray  # (N, 4, 4)
+    sizes: np.ndarray  # (N, 2) px, smoothed
+    existence: np.ndarray  # (N,)
+    confirmed: np.ndarray  # (N,) bool
+    ages: np.ndarray  # (N,) int64
+    hits: np.ndarray  # (N,) int64
+    last_seen_ns: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64, UNLABELLED where not matched in the last observation
+    appearances: np.ndarray  # (N, D) means
+    appearance_counts: np.ndarray  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: np.ndarray) -> TrackTable:
+        return TrackTable(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def joined(self, other: TrackTable) -> TrackTable:
+        """This table with the rows of `other` below."""
+        return TrackTable(
+            *(
+                np.concatenate([getattr(self, f.name), getattr(other, f.name)])
+                for f in fields(self)
+            )
+        )
+
+    @classmethod
+    def empty(cls, appearance_dimensions: int = 0) -> TrackTable:
+        """No tracks."""
+        whole = np.zeros(0, np.int64)
+        real = np.zeros(0)
+        return cls(
+            ids=whole,
+            means=np.zeros((0, 4)),
+            covariances=np.zeros((0, 4, 4)),
+            sizes=np.zeros((0, 2)),
+            existence=real,
+            confirmed=np.zeros(0, bool),
+            ages=whole,
+            hits=whole,
+            last_seen_ns=whole,
+            labels=whole,
+            appearances=np.zeros((0, appearance_dimensions)),
+            appearance_counts=real,
+        )
+
+    def with_rows(self, rows: np.ndarray, new: TrackTable) -> TrackTable:
+        """This table with `new` in place of `rows`."""
+        order = np.arange(len(self))
+        order[rows] = len(self) + np.arange(len(new))
+        return self.joined(new)[order]
+
+    def rescaled(self, old: tuple[int, int], new: tuple[int, int]) -> TrackTable:
+        """In the pixels of an image of size `new` `(height, width)` instead of `old`."""
+        scale = np.array(new[::-1]) / np.array(old[::-1])
+        scale4 = np.concatenate([scale, scale])
+        return replace(
+            self,
+            # pixel centres are integers, so the left edge of the image is at -0.5
+            means=self.means * scale4 + np.r_[(scale - 1) / 2, 0, 0],
+            covariances=self.covariances * np.outer(scale4, scale4),
+            sizes=self.sizes * scale,
+        )
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Detections as columns, `M` rows in the order of the segmentation."""
+
+    positions: np.ndarray  # (M, 2)
+    sizes: np.ndarray  # (M, 2)
+    labels: np.ndarray  # (M,)
+    scores: np.ndarray  # (M,)
+    appearances: np.ndarray  # (M, D), embedding then log size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(cls, detections: tuple[Detection, ...]) -> Observations:
+        """Raises ValueError for boxes and embeddings that are not finite or differ in length."""
+        if not detections:
+            return cls(
+                np.zeros((0, 2)),
+                np.zeros((0, 2)),
+                np.zeros(0, np.int64),
+                np.zeros(0),
+                np.zeros((0, 0)),
+            )
+        if len({np.shape(d.embedding) for d in detections}) > 1:
+            raise ValueError("Detections of one segmentation must have embeddings of one length.")
+        boxes = np.array([d.box for d in detections], np.float64)
+        embeddings = np.array([d.embedding for d in detections], np.float64)
+        if boxes.shape != (len(detections), 4) or not np.isfinite(boxes).all():
+            raise ValueError("A detection's box must be four finite numbers (cx, cy, w, h) in px.")
+        if not np.isfinite(embeddings).all():
+            raise ValueError("A detection's embedding must be finite.")
+        sizes = np.maximum(boxes[:, 2:], 1.0)  # nothing visible is smaller than a pixel
+        return cls(
+            positions=boxes[:, :2],
+            sizes=sizes,
+            labels=np.array([d.label for d in detections], np.int64),
+            scores=np.array([d.score for d in detections], np.float64),
+            appearances=np.concatenate([embeddings, np.log(sizes)], 1),
+        )
