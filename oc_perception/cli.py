@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 COMMANDS = {
     "train": "train a model by recipe",
@@ -22,6 +26,33 @@ COMMANDS = {
 
 class UserError(Exception):
     """Something the user can put right; printed as one line, without a traceback."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by a signal; commands clean up as after Ctrl-C."""
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM (a supervisor) and SIGHUP (a closed terminal) raise Terminated.
+
+    By default they would end this process alone: nodes live on in sessions of their own, and
+    training would not be saved. A signal that is ignored (nohup) stays so.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        raise Terminated(number)
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                previous[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,10 +70,14 @@ def main(argv: list[str] | None = None) -> int:
             subparser.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        with _signals_interrupt():
+            return arguments.run(arguments) or 0
     except (UserError, ValueError, OSError) as error:
         print(f"oc-perception {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except Terminated as signalled:
+        print("terminated", file=sys.stderr)
+        return 128 + signalled.args[0]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

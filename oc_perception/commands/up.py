@@ -106,9 +106,8 @@ class _Group:
 
     def __init__(self, nodes: tuple[deployment.NodeSpec, ...], commands: list[list[str]]) -> None:
         self._nodes, self._commands = nodes, commands
-        self._ended: queue.Queue[int | None] = (
-            queue.Queue()
-        )  # index of a process, None for a signal
+        # Index of a process, None for a signal. Simple, because its handler may interrupt `get`.
+        self._ended: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._width = max(len(_label(node)) for node in nodes)
 
     def run(self) -> int:
@@ -116,7 +115,8 @@ class _Group:
         environment = {**os.environ, **deployment.environment(), "PYTHONUNBUFFERED": "1"}
         previous = {
             number: signal.signal(number, lambda *_: self._ended.put(None))
-            for number in (signal.SIGINT, signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)  # nohup
         }
         # Sessions of their own keep the terminal's Ctrl-C from them: they get exactly one signal,
         # from us.
