@@ -60,6 +60,15 @@ def test_launch_files_and_their_arguments_exist():
             assert set(given) <= deployment.ARGUMENTS[name].keys()
 
 
+def test_messages_in_troubleshooting_are_those_of_the_program():
+    rows = README.partition("## Troubleshooting")[2].partition("## ")[0]
+    quoted = [text.strip(" .") for text in re.findall(r"`([^`]*\.\.\.[^`]*)`", rows)]
+    messages = [text for text in quoted if "export" not in text]
+    source = "".join(p.read_text() for p in (REPOSITORY / "oc_perception").rglob("*.py"))
+    assert messages
+    assert [text for text in messages if text not in source] == []
+
+
 def test_links_and_pictures_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (REPOSITORY / target).exists(), target

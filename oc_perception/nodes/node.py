@@ -108,7 +108,8 @@ class PerceptionNode(ParameterNode):
 
     def _lost_before(self, topic: str, info: dict) -> int:
         """Messages that a publisher sent since its last one here, and that did not arrive."""
-        number, publisher = info["publication_sequence_number"], info["publisher_gid"]
+        # Jazzy numbers messages, but does not say whose they are: nothing can be told from that.
+        number, publisher = info.get("publication_sequence_number"), info.get("publisher_gid")
         if number is None or publisher is None:
             return 0
         key = (topic, bytes(publisher["data"]))

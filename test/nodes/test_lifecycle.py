@@ -155,3 +155,14 @@ def test_lost_messages_name_the_profile_that_is_not_set(graph, added, monkeypatc
         camera.publish(graph.image())
     graph.status_of(node, "FASTDDS_DEFAULT_PROFILES_FILE is not set", DiagnosticStatus.WARN)
     assert graph.counts(node)["lost"] > 0
+
+
+def test_where_messages_do_not_name_their_publisher_none_counts_as_lost(graph, added):
+    node = added(TrackingNode)
+    assert node._lost_before("segmentation", {"publication_sequence_number": 1}) == 0
+    assert node._lost_before("segmentation", {"publication_sequence_number": 9}) == 0
+    numbered = [
+        {"publication_sequence_number": number, "publisher_gid": {"data": [1, 2]}}
+        for number in (1, 2, 5)
+    ]
+    assert [node._lost_before("segmentation", info) for info in numbered] == [0, 0, 2]
