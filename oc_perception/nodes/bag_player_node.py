@@ -20,7 +20,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from oc_perception.bags.reader import Bag, BagError
 from oc_perception.nodes import qos
 from oc_perception.nodes.conversions import to_time
-from oc_perception.nodes.parameters import BAG_PLAYER, ParameterError
+from oc_perception.nodes.parameter_tables import BAG_PLAYER
+from oc_perception.nodes.parameters import ParameterError
 from oc_perception.nodes.source import SourceNode, run
 
 _FLUSH_S = 0.5  # how long the last messages get to leave the process
@@ -87,7 +88,7 @@ class BagPlayerNode(SourceNode):
         rate = self.values["rate"]
         skip_ns = round(self.values["start_offset_s"] * 1e9)
         clock_step_ns = round(1e9 * rate / self.values["clock_rate_hz"])
-        first_ns = None
+        first_ns, published_before = None, self.messages_published
         with self._bag as bag:
             for topic, recorded_ns, _, data in bag.raw(self._outputs):
                 if first_ns is None:
@@ -109,6 +110,11 @@ class BagPlayerNode(SourceNode):
                 self._outputs[topic].publish(bytes(data))
                 self.messages_published += 1
                 self.diagnostics.published()
+        if self.messages_published == published_before:
+            raise BagError(
+                f"{self._bag.path} holds nothing to play after start_offset_s = "
+                f"{self.values['start_offset_s']:g}: choose an earlier start."
+            )
         return not self.stopped
 
     def _tell_time(self, now_ns: int) -> None:

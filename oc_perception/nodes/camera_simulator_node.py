@@ -28,7 +28,7 @@ from oc_perception.nodes.conversions import (
     to_segmentation_message,
     to_track_array,
 )
-from oc_perception.nodes.parameters import CAMERA_SIMULATOR
+from oc_perception.nodes.parameter_tables import CAMERA_SIMULATOR
 from oc_perception.nodes.source import SourceNode, run
 from oc_perception.types import Detection, Segmentation, SensorState, TrackOutput
 from oc_perception.worlds.camera import CameraConfig, SimulatedCamera, View
@@ -55,6 +55,7 @@ class CameraSimulatorNode(SourceNode):
         self._info = self._make_camera_info()
         self.ticks = self.frames_published = 0
         self._seen_ns = 0
+        self._drawing_error: Exception | None = None
 
     def produce(self) -> None:
         """Draw ahead, wait for listeners, then publish frame by frame."""
@@ -65,8 +66,9 @@ class CameraSimulatorNode(SourceNode):
         self.summarize("drawing")
         artist = threading.Thread(target=self._draw, args=(views, total), daemon=True)
         artist.start()
-        while not views.full() and self.sleep_until(time.monotonic() + 0.02):
-            pass
+        while not (views.full() or self._drawing_error):
+            if not self.sleep_until(time.monotonic() + 0.02):
+                break
         self.summarize("ready")
         self.wait_for_subscribers([self._image])
         self._publish_all(views, total)
@@ -75,6 +77,12 @@ class CameraSimulatorNode(SourceNode):
             self.summarize("finished", **self._numbers())
 
     def _draw(self, views: queue.Queue[View], total: int) -> None:
+        try:
+            self._draw_all(views, total)
+        except Exception as error:  # the publishing thread waits for views, and must hear of it
+            self._drawing_error = error
+
+    def _draw_all(self, views: queue.Queue[View], total: int) -> None:
         torch.set_num_threads(1)  # more threads would take the cores of the nodes under test
         for _ in range(total):
             view = self.camera.draw(self.values["publish_depth"])
@@ -99,7 +107,8 @@ class CameraSimulatorNode(SourceNode):
                 try:
                     view = views.get(timeout=_POLL_S)
                 except queue.Empty:
-                    continue
+                    if self._drawing_error is not None:
+                        raise self._drawing_error from None
             held_s = self.hold()
             due_s = start_s + (number - first) * period_s
             if held_s > period_s or time.monotonic() - due_s > _HOPELESS_S:
@@ -126,7 +135,9 @@ class CameraSimulatorNode(SourceNode):
         self.ticks += 1
         if view.state == SensorState.OK:
             self._seen_ns = stamp_ns
-        truth = TrackOutput(stamp_ns, self._seen_ns, _SESSION, view.state, view.tracks, ())
+        # The camera counts from its first frame; a message's times are those of the ROS clock.
+        tracks = tuple(dataclasses.replace(t, last_seen_ns=stamp_ns) for t in view.tracks)
+        truth = TrackOutput(stamp_ns, self._seen_ns, _SESSION, view.state, tracks, ())
         self._true_tracks.publish(to_track_array(truth, header.frame_id))
         if self._true_labels.get_subscription_count():
             self._true_labels.publish(to_segmentation_message(self._segmentation(view), header))

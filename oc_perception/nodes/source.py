@@ -37,6 +37,7 @@ class SourceNode(Node):
     def __init__(self, name: str, table: tuple[Parameter, ...], **kwargs: Any) -> None:
         # First what `destroy_node` needs: a context also destroys nodes that could not be made.
         self.ended = threading.Event()
+        self.failed = False
         self._stopped = threading.Event()
         self._running = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -123,14 +124,20 @@ class SourceNode(Node):
             self.produce()
         except Exception as error:  # the executor's thread must hear of it
             if not self.stopped:
-                self.get_logger().error("".join(traceback.format_exception(error)))
+                self.failed = True
+                expected = isinstance(error, (ValueError, OSError))
+                text = str(error) if expected else "".join(traceback.format_exception(error))
+                self.get_logger().error(text)
                 self.summarize("failed", error=str(error))
         finally:
             self.ended.set()
 
 
 def run(factory: Callable[[], SourceNode], until_ended: bool) -> int:
-    """Main function of a source's process; with `until_ended` it exits when all is published."""
+    """Main function of a source's process; with `until_ended` it exits when all is published.
+
+    The exit status is 1 where publishing failed, 2 where it could not begin.
+    """
     rclpy.init(args=sys.argv)
     try:
         node = factory()
@@ -150,4 +157,4 @@ def run(factory: Callable[[], SourceNode], until_ended: bool) -> int:
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    return int(node.failed)

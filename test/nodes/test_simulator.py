@@ -17,7 +17,8 @@ from std_msgs.msg import String
 from oc_perception import msg as messages
 from oc_perception.nodes.camera_simulator_node import CameraSimulatorNode
 from oc_perception.nodes.conversions import to_depth, to_frame, to_nanoseconds
-from oc_perception.nodes.parameters import CAMERA_SIMULATOR, defaults
+from oc_perception.nodes.parameter_tables import CAMERA_SIMULATOR
+from oc_perception.nodes.parameters import defaults
 from oc_perception.types import SensorState
 from oc_perception.worlds.camera import CameraConfig
 
@@ -131,6 +132,7 @@ def test_frames_truth_and_blackouts_arrive_on_an_exact_schedule(stage):
     for labels, tracks in zip(got["labels"], got["tracks"], strict=True):
         image = np.frombuffer(labels.label_image.data, np.uint8)
         assert set(np.unique(image)) - {0} == {track.slot_label for track in tracks.tracks}
+        assert all(track.last_seen == tracks.header.stamp for track in tracks.tracks)
 
 
 def test_it_holds_until_running_is_set(stage):
@@ -145,6 +147,14 @@ def test_it_holds_until_running_is_set(stage):
     scene.spin_until(lambda: scene.state() == "finished")
     assert answer.result().results[0].successful
     scene.spin_until(lambda: len(scene.received["image"]) == 9)
+
+
+def test_a_world_that_cannot_be_drawn_ends_the_run_with_the_reason(stage, monkeypatch):
+    scene = stage(duration_s=1.0)
+    monkeypatch.setattr(scene.node.camera, "draw", lambda with_depth: 1 / 0)
+    scene.node.start()
+    scene.spin_until(lambda: scene.state() == "failed")
+    assert scene.node.failed and "division by zero" in scene.summaries[-1]["error"]
 
 
 def test_a_setting_that_cannot_be_is_refused_with_the_reason(stage):
