@@ -240,9 +240,9 @@ class SimulatedCamera:
         return self._frozen
 
     def enlarge(self, small: np.ndarray) -> np.ndarray:
-        """Labels or depth of a view at the size of the image."""
+        """Labels or depth of a view at the size of the image, pixel centre on pixel centre."""
         size = (self.config.width, self.config.height)
-        return cv2.resize(small, size, interpolation=cv2.INTER_NEAREST)
+        return cv2.resize(small, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
     def _measure(self, identities: np.ndarray) -> tuple[Track, ...]:
         height, width = identities.shape

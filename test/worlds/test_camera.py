@@ -36,6 +36,16 @@ def test_no_two_neighbouring_frames_are_equal_even_when_nothing_moves():
     assert noise.std() == pytest.approx(2.0 * 2**0.5, rel=0.1)
 
 
+def test_labels_enlarged_by_an_odd_factor_stay_under_the_objects():
+    camera = SimulatedCamera(CameraConfig(**SMALL, render_scale=0.29))
+    small = np.random.default_rng(0).integers(0, 256, camera.size, np.uint8)
+    rows, columns = (
+        ((np.arange(size) + 0.5) * drawn / size).astype(int)
+        for size, drawn in zip((120, 160), camera.size, strict=True)
+    )
+    np.testing.assert_array_equal(camera.enlarge(small), small[np.ix_(rows, columns)])
+
+
 def test_each_blackout_mode_does_what_it_says_and_the_truth_goes_on():
     schedule = "0.1:2:missing, 0.3:2:black, 0.5:2:frozen"
     views, images = frames(20, rate_hz=30, blackouts=schedule)
