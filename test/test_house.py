@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from oc_perception import resources, types
-from oc_perception.nodes.parameters import TABLES
+from oc_perception.nodes.parameter_tables import TABLES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE_XML = ElementTree.parse(REPOSITORY / "package.xml")
@@ -149,6 +149,18 @@ def test_messages_of_dependencies_are_declared_in_package_xml():
     declared = {element.text for element in PACKAGE_XML.getroot() if "depend" in element.tag}
     used = {line.split("/")[0] for lines in MESSAGES.values() for line in lines if "/" in line}
     assert used <= declared
+
+
+def test_ros_packages_that_nodes_import_are_declared_in_package_xml():
+    declared = {element.text for element in PACKAGE_XML.getroot() if "depend" in element.tag}
+    sources = [p.read_text() for p in (REPOSITORY / "oc_perception" / "nodes").glob("*.py")]
+    imported = {
+        name
+        for source in sources
+        for name in re.findall(r"^(?:from|import) (\w+)", source, re.M)
+        if name.endswith(("_msgs", "_interfaces", "_srvs")) or name in ("rclpy", "launch_ros")
+    }
+    assert {"rclpy", "sensor_msgs"} <= imported <= declared
 
 
 def test_every_node_with_parameters_is_an_executable():
