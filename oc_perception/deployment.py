@@ -90,7 +90,15 @@ def nodes(deployment: str, arguments: Mapping[str, str] | None = None) -> tuple[
         source = (NodeSpec("bag_player_node", namespace, parameters=played, leads=True),)
         simulated = {"use_sim_time": True}
         return source + _perception(namespace, *topics, values["model"], simulated)
-    cameras = [name.strip() for name in values["cameras"].split(",") if name.strip()]
+    cameras = [name.strip("/ ") for name in values["cameras"].split(",") if name.strip("/ ")]
+    if len(set(cameras)) < len(cameras):
+        raise DeploymentError(f"cameras = {values['cameras']!r} names a camera twice.")
+    absolute = [topic for topic in topics if topic.startswith("/")]
+    if len(cameras) > 1 and absolute:
+        raise DeploymentError(
+            f"{absolute[0]} would be the topic of all cameras ({', '.join(cameras)}): give a name "
+            "without leading slash, which is looked for in the namespace of each."
+        )
     return tuple(
         node
         for camera in cameras or [""]

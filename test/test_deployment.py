@@ -84,6 +84,8 @@ def test_a_replay_runs_on_the_time_of_the_bag_and_ends_with_it() -> None:
     [
         ("perceptron", {}, "Did you mean 'perception'"),
         ("perception", {"imag": "x"}, "Did you mean 'image'"),
+        ("perception", {"cameras": "front,front"}, "names a camera twice"),
+        ("perception", {"cameras": "a,b", "image": "/image_raw"}, "topic of all cameras"),
         ("replay", {}, "needs a bag"),
         ("replay", {"bag": "x", "rate": "fast"}, "rate must be a number"),
     ],
