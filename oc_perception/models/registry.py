@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -69,8 +70,16 @@ def load_model(name_or_directory: str | Path, device: str = "cpu") -> nn.Module:
     """A model ready for inference, in this order: `name[:key=value,...]` of a model without
     weights (`grid`), a checkpoint directory, or the name of a shipped checkpoint.
 
-    Raises ModelError when it does not exist, is damaged, or does not fit its configuration.
+    Raises ModelError when it does not exist, is damaged, or does not fit its configuration, and
+    when there is no such device.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {device!r} cannot be used ({error}): choose 'cpu', or 'cuda' on a "
+            "machine with a GPU and a CUDA build of torch."
+        ) from error
     name, _, settings = str(name_or_directory).partition(":")
     if name in model_names() and not list(create_model(name).parameters()):
         pairs = [pair.partition("=") for pair in settings.split(",") if pair]

@@ -30,7 +30,7 @@ from oc_perception.nodes.conversions import (
 )
 from oc_perception.nodes.depth import DepthInput
 from oc_perception.nodes.node import PerceptionNode, run
-from oc_perception.nodes.parameters import DISCOVERY, sensor_config
+from oc_perception.nodes.parameter_tables import DISCOVERY, sensor_config
 from oc_perception.nodes.timing import NANOSECONDS, StampGate, StampVerdict, Watchdog
 from oc_perception.pipeline import Discovery
 from oc_perception.types import Segmentation, SensorState
@@ -61,13 +61,6 @@ class DiscoveryNode(PerceptionNode):
         if self.value("threads"):
             torch.set_num_threads(self.value("threads"))
         device = self.value("device")
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"device {device!r} cannot be used ({error}): choose 'cpu', or 'cuda' on a "
-                "machine with a GPU and a CUDA build of torch."
-            ) from error
         self._model = load_model(self.value("model"), device)
         self._device = device
         # The first step of a network is slow: take it now, not on the first image.

@@ -51,6 +51,7 @@ def test_evaluation_prints_json_and_draws_a_decomposition(tmp_path, capsys):
     ("words", "reason"),
     [
         (["evaluate", "no_such"], "oc-perception train"),
+        (["evaluate", "grid", "--device", "cuda:99"], "choose 'cpu'"),
         (["evaluate", "grid", "--slots", "3"], "cannot run with --slots 3"),
         (["evaluate", "grid", "--set", "radius=1"], "Did you mean 'radius_m'"),
         (["train", "--recipe", "monet_dem"], "Did you mean 'monet_demo'"),
