@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All parameters, one table per node: for declaration, validation and docs/parameters.md.
+"""What a parameter is, which values it takes, and how tables of them are written down.
 
-`python -m oc_perception.nodes.parameters > docs/parameters.md` renders the documentation.
-Defaults of tracking and sensor parameters are those of their configuration dataclasses.
+The tables stand in parameter_tables.py; `python -m oc_perception.nodes.parameters` prints them as
+docs/parameters.md.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from oc_perception.configuration import nearest
-from oc_perception.tracking.config import TrackerConfig
-from oc_perception.tracking.sensor import SensorMonitorConfig
 
 Value = bool | int | float | str
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def defaults(table: tuple[Parameter, ...]) -> dict[str, Value]:
     return {parameter.name: parameter.default for parameter in table}
 
 
-def _of_dataclass(
+def of_dataclass(
     cls: type, prefix: str, rows: Mapping[str, tuple[str, float, float]]
 ) -> tuple[Parameter, ...]:
     """A row per field of a configuration dataclass; `rows` has description, minimum, maximum."""
@@ -101,347 +100,13 @@ def _of_dataclass(
     )
 
 
-def _to_dataclass(cls: type, prefix: str, values: Mapping[str, Value]) -> Any:
+def to_dataclass(cls: type[T], prefix: str, values: Mapping[str, Value]) -> T:
+    """The dataclass from a mapping of `prefix` and field names. Raises ValueError as it does."""
     return cls(**{field.name: values[prefix + field.name] for field in dataclasses.fields(cls)})
 
 
-def sensor_config(values: Mapping[str, Value]) -> SensorMonitorConfig:
-    """The configuration of the sensor monitor from a node's parameters. Raises ValueError."""
-    return _to_dataclass(SensorMonitorConfig, "sensor.", values)
-
-
-def tracker_config(values: Mapping[str, Value]) -> TrackerConfig:
-    """The configuration of the tracker from a node's parameters. Raises ValueError."""
-    return _to_dataclass(TrackerConfig, "", values)
-
-
-_COMMON = (
-    Parameter(
-        "autostart",
-        True,
-        "Configure and activate at start, without a lifecycle manager; after a failure, try "
-        "again when a parameter is changed.",
-        read_only=True,
-    ),
-)
-_WATCHDOG = "Silence, in periods of the input, after which the next {} counts as missing."
-_TRANSPORT = Parameter(
-    "image_transport",
-    "raw",
-    "`raw` subscribes to `image` (sensor_msgs/Image), `compressed` to `image/compressed` "
-    "(sensor_msgs/CompressedImage, JPEG or PNG). Used by the next configure.",
-    choices=("raw", "compressed"),
-)
-
-DISCOVERY = (
-    *_COMMON,
-    Parameter(
-        "model",
-        "monet_demo",
-        "Checkpoint directory, name of a shipped checkpoint, or a model without weights "
-        "(`grid`, `grid:delay_ms=100`). Used by the next configure.",
-    ),
-    Parameter(
-        "device",
-        "cpu",
-        "Device of the model: `cpu`, `cuda`, `cuda:1`. Used by the next configure.",
-    ),
-    Parameter(
-        "threads",
-        1,
-        "Threads of the model on the CPU, 0 for all. The small shipped models gain little from "
-        "more than one, and leave the other cores to the robot. Used by the next configure.",
-        0,
-        256,
-    ),
-    _TRANSPORT,
-    Parameter(
-        "use_depth",
-        False,
-        "Subscribe to `depth` and `camera_info` and give objects a position in the camera "
-        "frame. Used by the next configure.",
-    ),
-    Parameter(
-        "depth_tolerance_s",
-        0.05,
-        "Largest difference between the stamps of an image and its depth image. Used by the "
-        "next configure.",
-        0.0,
-        10.0,
-    ),
-    Parameter("publish_embeddings", True, "Fill in the embedding of each slot; tracking uses it."),
-    Parameter(
-        "min_area_fraction",
-        0.002,
-        "Share of the picture that a slot must cover to be an object.",
-        0.0,
-        0.5,
-    ),
-    Parameter(
-        "watchdog_periods",
-        1.5,
-        _WATCHDOG.format("image") + " Used by the next activate.",
-        1.0,
-        100.0,
-    ),
-    Parameter(
-        "stale_limit_s",
-        5.0,
-        "Silence for which STALE segmentations are published; after it only diagnostics tell.",
-        0.0,
-        3600.0,
-    ),
-    Parameter(
-        "clock_reset_threshold_s",
-        TrackerConfig.clock_reset_threshold_s,
-        "A stamp further back than this is a clock reset, one less far a late image. Used by "
-        "the next activate.",
-        0.0,
-        3600.0,
-    ),
-    Parameter(
-        "future_tolerance_s",
-        1.0,
-        "An image stamped further ahead of this node's clock is refused, 0 for never. Used by "
-        "the next activate.",
-        0.0,
-        1e9,
-    ),
-    *_of_dataclass(
-        SensorMonitorConfig,
-        "sensor.",
-        {
-            "black_level": ("Largest mean grey level of a BLACK picture.", 0.0, 255.0),
-            "black_deviation": ("Largest standard deviation of a BLACK picture.", 0.0, 255.0),
-            "flat_deviation": ("Standard deviation up to which a picture is CORRUPT.", 0.0, 255.0),
-            "frozen_after_repeats": (
-                "Bit-identical repetitions that make a picture FROZEN, 0 to switch off (cameras "
-                "without noise).",
-                0,
-                1000,
-            ),
-        },
-    ),
-)
-
-TRACKING = (
-    *_COMMON,
-    # Later than discovery's watchdog, whose STALE segmentations are to come first.
-    Parameter(
-        "watchdog_periods",
-        2.0,
-        _WATCHDOG.format("segmentation") + " Used by the next activate.",
-        1.0,
-        100.0,
-    ),
-    *_of_dataclass(
-        TrackerConfig,
-        "",
-        {
-            "measurement_std_widths": (
-                "Noise of a centroid on each axis, image widths.",
-                1e-6,
-                1.0,
-            ),
-            "occlusion_shift": (
-                "Extra noise of a centroid, px per px by which the box differs from the track's.",
-                0.0,
-                10.0,
-            ),
-            "velocity_decay_per_s": (
-                "Rate at which objects slow down, 0 for constant velocity.",
-                0.0,
-                100.0,
-            ),
-            "velocity_diffusion_widths": (
-                "Standard deviation of velocity gained in one second, image widths/s.",
-                1e-6,
-                100.0,
-            ),
-            "collision_rate_per_s": ("Collisions of one object per second.", 0.0, 100.0),
-            "collision_speed_widths_per_s": (
-                "Standard deviation of the velocity jump in a collision, image widths/s.",
-                0.0,
-                100.0,
-            ),
-            "initial_speed_widths_per_s": (
-                "Standard deviation of a new object's speed, image widths/s.",
-                1e-6,
-                100.0,
-            ),
-            "size_smoothing_s": ("Time constant of the box size.", 1e-3, 60.0),
-            "gate_probability": (
-                "Share of true positions inside the association gate.",
-                0.01,
-                0.999999,
-            ),
-            "detection_probability": (
-                "Probability that a visible object is detected.",
-                0.01,
-                0.9999,
-            ),
-            "clutter_per_frame": ("Expected false detections per frame.", 1e-9, 100.0),
-            "birth_rate_per_s": ("Expected new objects per second.", 0.0, 100.0),
-            "min_birth_score": ("Score below which a detection starts no track.", 0.0, 0.999),
-            "appearance_prior_variance": (
-                "Variance of appearance before any was seen.",
-                1e-9,
-                1e6,
-            ),
-            "appearance_prior_count": (
-                "Observations that the prior variance is worth.",
-                1e-3,
-                1e6,
-            ),
-            "appearance_memory_frames": ("Frames that the look of a track remembers.", 1, 100000),
-            "appearance_weight": (
-                "Weight of appearance against position, 0 to ignore it.",
-                0.0,
-                1.0,
-            ),
-            "appearance_limit": (
-                "Most that a change of look counts against a match, nats.",
-                0.0,
-                1000.0,
-            ),
-            "birth_existence": ("Existence probability of a new track.", 0.01, 0.99),
-            "confirm_hits": ("Detections that confirm a track.", 1, 1000),
-            "miss_correlation_s": ("Time over which missed detections count as one.", 1e-3, 60.0),
-            "lifetime_s": ("Mean time for which an object that is not seen exists.", 1e-2, 1e6),
-            "min_existence": ("Existence probability below which a track is lost.", 1e-6, 0.9),
-            "max_coast_s": ("Time without detection after which a track is lost.", 1e-3, 3600.0),
-            "view_margin_widths": (
-                "Margin around the view in which tracks live on, image widths.",
-                0.0,
-                10.0,
-            ),
-            "clock_reset_threshold_s": (
-                "A stamp further back than this starts a new session, one less far is late.",
-                0.0,
-                3600.0,
-            ),
-            "horizon_s": ("How far trajectories reach into the future.", 0.0, 60.0),
-            "horizon_step_s": ("Time between two points of a trajectory.", 1e-3, 60.0),
-        },
-    ),
-)
-
-VISUALIZATION = (
-    *_COMMON,
-    _TRANSPORT,
-    Parameter("show_labels", True, "Tint the pixels of the objects in the annotated image."),
-    Parameter(
-        "max_image_rate_hz",
-        30.0,
-        "Annotated images per second at most; all others are skipped.",
-        0.1,
-        1000.0,
-    ),
-    Parameter(
-        "pixel_size_m",
-        0.002,
-        "Metres that one pixel takes in the marker plane, for objects without a known distance.",
-        1e-6,
-        1.0,
-    ),
-    Parameter(
-        "covariance_sigmas",
-        2.15,
-        "Radius of the position ellipses in standard deviations (2.15: 90 %).",
-        0.1,
-        10.0,
-    ),
-    Parameter("marker_lifetime_s", 1.0, "Time after which RViz forgets a marker.", 0.05, 3600.0),
-)
-
-_SOURCE = (
-    Parameter(
-        "wait_for_subscribers_s",
-        0.0,
-        "Wait until somebody subscribes, but no longer than this, s.",
-        0.0,
-        read_only=True,
-    ),
-    Parameter("running", True, "Publish; false holds where it is."),
-)
-
-CAMERA_SIMULATOR = (
-    Parameter("width", 640, "Image width, px.", 16, 8192, read_only=True),
-    Parameter("height", 480, "Image height, px.", 16, 8192, read_only=True),
-    Parameter("rate_hz", 30.0, "Frames per second.", 0.1, 1000.0, read_only=True),
-    Parameter("seed", 0, "Seed of world and noise.", 0, 2**31 - 1, read_only=True),
-    Parameter("num_objects", 4, "Objects in the world.", 1, 6, read_only=True),
-    Parameter(
-        "render_scale",
-        0.5,
-        "Size of the drawn over the published image; smaller is cheaper.",
-        0.02,
-        1.0,
-        read_only=True,
-    ),
-    Parameter(
-        "noise_level",
-        2.0,
-        "Standard deviation of the sensor noise, grey levels of 255.",
-        0.0,
-        20.0,
-        read_only=True,
-    ),
-    Parameter(
-        "blackouts",
-        "",
-        "Blackout schedule `start_s:frames:mode, ...` with mode `missing`, `black` or `frozen`.",
-        read_only=True,
-    ),
-    Parameter("frame_id", "camera", "Frame of the camera, in all headers.", read_only=True),
-    Parameter("publish_depth", False, "Publish `~/depth` (32FC1, m).", read_only=True),
-    Parameter("duration_s", 0.0, "Finish after this long, s; 0 for never.", 0.0, read_only=True),
-    Parameter(
-        "render_ahead_s",
-        1.0,
-        "Draw this much before the first frame, and stay as far ahead where possible, s.",
-        0.0,
-        600.0,
-        read_only=True,
-    ),
-    *_SOURCE,
-)
-
-BAG_PLAYER = (
-    Parameter("bag", "", "The rosbag2 directory, or a lone .mcap or .db3 file.", read_only=True),
-    Parameter("rate", 1.0, "Seconds of the bag per second.", 1e-3, 1e3, read_only=True),
-    Parameter("loop", False, "Begin again at the end instead of exiting.", read_only=True),
-    Parameter(
-        "start_offset_s", 0.0, "Leave out the first seconds of the bag.", 0.0, read_only=True
-    ),
-    Parameter(
-        "topics",
-        "",
-        "Topics to play, separated by commas; empty for all that can be played.",
-        read_only=True,
-    ),
-    Parameter(
-        "remap",
-        "",
-        "New names `recorded:=published`, separated by commas.",
-        read_only=True,
-    ),
-    Parameter("publish_clock", True, "Publish the time of the bag on `/clock`.", read_only=True),
-    Parameter("clock_rate_hz", 100.0, "Clock messages per second.", 1.0, 1000.0, read_only=True),
-    *_SOURCE,
-)
-
-TABLES = {
-    "discovery_node": DISCOVERY,
-    "tracking_node": TRACKING,
-    "visualization_node": VISUALIZATION,
-    "camera_simulator_node": CAMERA_SIMULATOR,
-    "bag_player_node": BAG_PLAYER,
-}
-
-
-def render() -> str:
-    """docs/parameters.md."""
+def render(tables: Mapping[str, tuple[Parameter, ...]]) -> str:
+    """docs/parameters.md from the tables of all nodes."""
     lines = [
         "# Parameters",
         "",
@@ -452,7 +117,7 @@ def render() -> str:
         "whole: all of it is taken, or nothing, with the reason. All nodes also take "
         "`qos_overrides.<topic>.{publisher,subscription}.{history,depth,reliability}`.",
     ]
-    for node, table in TABLES.items():
+    for node, table in tables.items():
         lines += [
             "",
             f"## {node}",
@@ -476,4 +141,6 @@ def _literal(value: Value) -> str:
 
 
 if __name__ == "__main__":
-    print(render(), end="")
+    from oc_perception.nodes.parameter_tables import TABLES
+
+    print(render(TABLES), end="")

@@ -21,7 +21,7 @@ from oc_perception.nodes.conversions import (
     to_trajectory_array,
 )
 from oc_perception.nodes.node import PerceptionNode, run
-from oc_perception.nodes.parameters import TRACKING, tracker_config
+from oc_perception.nodes.parameter_tables import TRACKING, tracker_config
 from oc_perception.nodes.timing import NANOSECONDS, Watchdog
 from oc_perception.tracking.stamps import StampError
 from oc_perception.tracking.tracker import Tracker

@@ -27,7 +27,7 @@ from oc_perception.nodes.conversions import (
 )
 from oc_perception.nodes.markers import Scene, to_markers
 from oc_perception.nodes.node import PerceptionNode, run
-from oc_perception.nodes.parameters import VISUALIZATION
+from oc_perception.nodes.parameter_tables import VISUALIZATION
 from oc_perception.types import Segmentation, SensorState, TrackOutput
 
 try:
