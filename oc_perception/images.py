@@ -175,14 +175,18 @@ def _pixels(
     return rows if layout.channels == 1 else rows.reshape(height, width, layout.channels)
 
 
+# Some cameras pad their buffers. The end mark FF D9 cannot occur within the data of a picture.
+_TAIL_BYTES = 4096
+
+
 def _check_complete(format: str, encoded: np.ndarray) -> None:
     """Raises MalformedImage unless `encoded` starts and ends like a JPEG or PNG file."""
     if encoded.size == 0:
         raise MalformedImage(f"The {format!r} data is empty. Check the publisher.")
     head = encoded[:8].tobytes()
-    tail = encoded[-64:].tobytes().rstrip(b"\0")  # some drivers pad their buffers with zeros
+    tail = encoded[-_TAIL_BYTES:].tobytes()
     if head.startswith(b"\xff\xd8\xff"):
-        complete = tail.endswith(b"\xff\xd9")
+        complete = b"\xff\xd9" in tail
     elif head == b"\x89PNG\r\n\x1a\n":
         complete = b"IEND" in tail
     else:

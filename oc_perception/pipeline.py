@@ -111,7 +111,7 @@ class Discovery:
         small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
         with torch.inference_mode():
             pixels = torch.from_numpy(small).to(self.device).permute(2, 0, 1).float() / 255
-            model_state, decomposition = self.model.step(state.model, pixels[None])
+            model_state, decomposition = self.model.step(state.model, pixels[None], decode=False)
         label_image, detections = self._measure(decomposition, frame.shape[:2], depth, camera)
         segmentation = Segmentation(
             stamp_ns=stamp_ns,
@@ -152,7 +152,7 @@ class Discovery:
         detections = []
         for label in np.unique(labels).tolist():
             hard = labels == label
-            component, box, area = _largest_component(hard)
+            component, box, corner, area = _largest_component(hard)
             if area < max(1, self.min_area_fraction * labels.size):
                 labels[hard] = UNLABELLED
                 continue
@@ -169,19 +169,26 @@ class Discovery:
                     embedding=embeddings[label],
                     is_background=label == background,
                     point_m=None if camera is None else _point(box, depth[component], camera),
+                    roi=(
+                        *np.rint(corner * scale).astype(int).tolist(),
+                        *box[2:].astype(int).tolist(),
+                    ),
                 )
             )
         enlarged = cv2.resize(labels, source_size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return enlarged, tuple(detections)
 
 
-def _largest_component(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Largest 8-connected part of a boolean mask: the part, its `(cx, cy, w, h)`, its area."""
+def _largest_component(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Largest 8-connected part of a boolean mask: the part, its `(cx, cy, w, h)`, its left and
+    top, its area.
+    """
     _, parts, statistics, centroids = cv2.connectedComponentsWithStats(mask.view(np.uint8))
     largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
     size = statistics[largest, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+    corner = statistics[largest, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]]
     area = int(statistics[largest, cv2.CC_STAT_AREA])
-    return parts == largest, np.concatenate([centroids[largest], size]), area
+    return parts == largest, np.concatenate([centroids[largest], size]), corner, area
 
 
 def _point(box: np.ndarray, depths: np.ndarray, camera_matrix: np.ndarray) -> np.ndarray | None:

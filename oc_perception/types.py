@@ -70,9 +70,10 @@ class Decomposition:
 class Detection:
     """One object in one frame.
 
-    `box` is `(cx, cy, w, h)` in px with `(cx, cy)` the centroid of its visible pixels;
-    `embedding` `(D,)` float32; `point_m` the 3-D centroid in the camera frame where depth is
-    known.
+    `box` is `(cx, cy, w, h)` in px with `(cx, cy)` the centroid of its visible pixels; `roi`
+    `(left, top, width, height)` the tight rectangle around them in whole px (None: centred on the
+    centroid); `embedding` `(D,)` float32; `point_m` the 3-D centroid in the camera frame where
+    depth is known.
     """
 
     label: int
@@ -82,6 +83,16 @@ class Detection:
     embedding: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     is_background: bool = False
     point_m: np.ndarray | None = None
+    roi: tuple[int, int, int, int] | None = None
+
+    @property
+    def region(self) -> tuple[int, int, int, int]:
+        """`roi`, or the rectangle of `box`; never negative."""
+        if self.roi is not None:
+            return self.roi
+        cx, cy, width, height = (float(value) for value in self.box)
+        left, top = round(cx - (width - 1) / 2), round(cy - (height - 1) / 2)
+        return max(0, left), max(0, top), max(0, round(width)), max(0, round(height))
 
 
 @dataclass(frozen=True)

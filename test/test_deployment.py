@@ -120,7 +120,7 @@ def test_up_refuses_a_setting_that_reaches_no_node(setting, reason) -> None:
 
 
 def test_up_without_ros_says_how_to_get_it(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(up.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["up", "perception"]) == 2
     assert ". ./activate" in capsys.readouterr().err
 

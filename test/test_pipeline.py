@@ -35,7 +35,8 @@ class Colours:
     def initial_state(self, batch_size):
         return torch.zeros(batch_size)
 
-    def step(self, state, frame):
+    def step(self, state, frame, decode):
+        assert not decode  # nobody looks at the appearance of slots, which costs time
         assert frame.shape == (1, 3, *self.frame_size) and frame.dtype == torch.float32
         assert frame.min() >= 0 and frame.max() <= 1 and torch.is_inference_mode_enabled()
         self.calls += 1
@@ -76,6 +77,7 @@ def test_boxes_are_in_source_pixels_with_centres_at_integers(size):
     red = by_label(segmentation)[1]
     rows, columns = np.nonzero((frame == RED).all(-1))
     np.testing.assert_allclose(red.box[:2], [columns.mean(), rows.mean()], atol=1e-4)
+    assert red.roi == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
     np.testing.assert_array_equal(red.box[2:], [16 * scale_x, 8 * scale_y])
     assert red.area_px == len(rows)
     assert segmentation.label_image.shape == size and segmentation.label_image.dtype == np.uint8

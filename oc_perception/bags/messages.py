@@ -198,7 +198,6 @@ def _floats(values: np.ndarray) -> np.ndarray:
 
 
 def _slot_message(detection: Detection) -> Any:
-    cx, cy, width, height = (float(value) for value in detection.box)
     position = detection.point_m if detection.point_m is not None else np.full(3, np.nan)
     return make(
         f"{PACKAGE}/msg/ObjectSlot",
@@ -206,15 +205,9 @@ def _slot_message(detection: Detection) -> Any:
         is_background=detection.is_background,
         score=float(detection.score),
         area=int(detection.area_px),
-        # as the live nodes do: a detection knows the size of its box, and where its centroid is
-        roi=_region(
-            max(0, round(cx - (width - 1) / 2)),
-            max(0, round(cy - (height - 1) / 2)),
-            max(0, round(width)),
-            max(0, round(height)),
-        ),
-        centroid_x=cx,
-        centroid_y=cy,
+        roi=_region(*detection.region),
+        centroid_x=float(detection.box[0]),
+        centroid_y=float(detection.box[1]),
         position=_floats(position),
         embedding=_floats(detection.embedding),
     )
@@ -229,6 +222,7 @@ def _detection(slot: Any) -> Detection:
         embedding=slot.embedding,
         is_background=slot.is_background,
         point_m=None if np.isnan(slot.position).any() else slot.position,
+        roi=(slot.roi.x_offset, slot.roi.y_offset, slot.roi.width, slot.roi.height),
     )
 
 

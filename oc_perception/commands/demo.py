@@ -21,6 +21,7 @@ from oc_perception.commands.up import command
 from oc_perception.processes import Processes, isolated_environment, require_ros, stop
 
 _RATE_HZ = 30.0
+_RENDER_AHEAD_S = 60.0  # drawn before the run, 9 MB a second
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         "camera_simulator_node": [
             f"rate_hz:={plan.rate_hz}",
             f"duration_s:={plan.seconds}",
-            f"render_ahead_s:={plan.seconds}",
+            f"render_ahead_s:={min(plan.seconds, _RENDER_AHEAD_S)}",
             f"render_scale:={arguments.render_scale}",
             f"blackouts:={plan.blackouts}",
             f"seed:={arguments.seed}",

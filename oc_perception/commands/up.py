@@ -7,7 +7,6 @@ The nodes, topics and parameters are those of launch/<deployment>.launch.py. Ctr
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import queue
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from oc_perception import deployment
 from oc_perception.cli import UserError
 from oc_perception.configuration import nearest
+from oc_perception.processes import require_ros
 
 _PATIENCE_S = 5.0
 
@@ -46,13 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run until Ctrl-C, until a leading node ends, or until all have ended; 0 if none failed."""
-    for module in ("rclpy", "oc_perception.msg"):
-        if importlib.util.find_spec(module) is None:
-            raise UserError(
-                f"Python finds no {module}. Run `. ./activate` in the source tree after `make "
-                "setup`, or source your ROS installation and the workspace that this package "
-                "was built in."
-            )
+    require_ros()
     name = arguments.deployment
     given = {key: getattr(arguments, key) for key in deployment.ARGUMENTS[name]}
     nodes = deployment.nodes(name, given)

@@ -24,6 +24,8 @@ from torch import nn
 from oc_perception.configuration import ConfigurationError, nearest, read_yaml, to_mapping
 from oc_perception.resources import share_directory
 
+_DAMAGE = (ConfigurationError, LookupError, TypeError, OSError, SafetensorError, RuntimeError)
+"""What reading a checkpoint that is missing, cut short or of another model can raise."""
 _MODULES = ("grid", "monet")
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
 
@@ -98,7 +100,7 @@ def load_model(name_or_directory: str | Path, device: str = "cpu") -> nn.Module:
         description = read_yaml(directory / "config.yaml")
         model = create_model(description["model"], **description.get("config", {}))
         model.load_state_dict(load_file(directory / "weights.safetensors"))
-    except (ConfigurationError, KeyError, OSError, SafetensorError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise ModelError(
             f"Checkpoint {directory} is missing or damaged ({error}). Copy it anew or retrain it."
         ) from error

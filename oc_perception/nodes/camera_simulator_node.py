@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from sensor_msgs.msg import CameraInfo, Image
@@ -157,7 +158,12 @@ class CameraSimulatorNode(SourceNode):
             frame_seq=view.number,
             label_image=labels,
             detections=tuple(
-                Detection(track.slot_label, track.box, int(areas[track.slot_label]))
+                Detection(
+                    track.slot_label,
+                    track.box,
+                    int(areas[track.slot_label]),
+                    roi=tuple(cv2.boundingRect((labels == track.slot_label).view(np.uint8))),
+                )
                 for track in view.tracks
             ),
         )

@@ -110,20 +110,15 @@ def to_segmentation_message(
 
 
 def _to_slot(detection: Detection, with_embeddings: bool) -> messages.ObjectSlot:
-    cx, cy, width, height = (float(value) for value in detection.box)
+    left, top, width, height = detection.region
     slot = messages.ObjectSlot(
         label=int(detection.label),
         is_background=bool(detection.is_background),
         score=float(detection.score),
         area=int(detection.area_px),
-        roi=RegionOfInterest(
-            x_offset=max(0, round(cx - (width - 1) / 2)),
-            y_offset=max(0, round(cy - (height - 1) / 2)),
-            width=max(0, round(width)),
-            height=max(0, round(height)),
-        ),
-        centroid_x=cx,
-        centroid_y=cy,
+        roi=RegionOfInterest(x_offset=left, y_offset=top, width=width, height=height),
+        centroid_x=float(detection.box[0]),
+        centroid_y=float(detection.box[1]),
     )
     point = np.nan if detection.point_m is None else detection.point_m
     slot.position[:] = point
@@ -167,6 +162,7 @@ def _from_slot(slot: messages.ObjectSlot) -> Detection:
         embedding=np.frombuffer(slot.embedding, np.float32),
         is_background=slot.is_background,
         point_m=position if np.isfinite(position).all() else None,
+        roi=(slot.roi.x_offset, slot.roi.y_offset, slot.roi.width, slot.roi.height),
     )
 
 

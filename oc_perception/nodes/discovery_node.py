@@ -63,6 +63,7 @@ class DiscoveryNode(PerceptionNode):
         device = self.value("device")
         self._model = load_model(self.value("model"), device)
         self._device = device
+        self._clock_reset_threshold_s = self.value("clock_reset_threshold_s")
         # The first step of a network is slow: take it now, not on the first image.
         height, width = self._model.frame_size
         warm_up = self._make_discovery()
@@ -83,11 +84,11 @@ class DiscoveryNode(PerceptionNode):
 
     def activate(self) -> None:
         """Forget the past."""
+        # Gate and discovery must agree on it, so it stays as it is until the next activation.
+        self._clock_reset_threshold_s = self.value("clock_reset_threshold_s")
         self._discovery = self._make_discovery()
         self._state = self._discovery.initial_state()
-        self._gate = StampGate(
-            self.value("clock_reset_threshold_s"), self.value("future_tolerance_s")
-        )
+        self._gate = StampGate(self._clock_reset_threshold_s, self.value("future_tolerance_s"))
         self._watchdog = Watchdog(self.value("watchdog_periods"))
         self._frame_id = ""
         self._format: tuple[int, int, str] | None = None
@@ -107,7 +108,7 @@ class DiscoveryNode(PerceptionNode):
             sensor_config(self.values),
             self._device,
             min_area_fraction=self.value("min_area_fraction"),
-            clock_reset_threshold_s=self.value("clock_reset_threshold_s"),
+            clock_reset_threshold_s=self._clock_reset_threshold_s,
         )
 
     def check_values(self, values: dict[str, Any]) -> None:

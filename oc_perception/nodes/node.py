@@ -210,6 +210,8 @@ class PerceptionNode(ParameterNode):
         return FAILURE
 
     def _failed_step(self, error: Exception) -> None:
+        if not self.context.ok():
+            return  # Ctrl-C took the publishers away in the middle of a step
         self.get_logger().error(
             "".join(traceback.format_exception(error)), throttle_duration_sec=SILENCE_S
         )

@@ -3,8 +3,8 @@
 generator.
 
 A run directory holds `weights.safetensors` and `config.yaml` (loadable as a model at any time),
-`recipe.yaml`, `log.jsonl` (one JSON object per evaluation), `samples.png` and, until the run is
-complete, `state.pt`.
+`recipe.yaml`, `log.jsonl` (one JSON object per evaluation), `samples.png`; until the run is
+complete `state.pt`, and then `metrics.json` (scores on 320 fresh scenes).
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from oc_perception.training.recipe import Recipe
 from oc_perception.worlds.registry import create_world
 
 _EVALUATION_SEED = 1_000_003  # far from any training seed
+_TEST_SEED = 2_000_003
+_TEST_SCENES = 320
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(ValueError):
     """Training diverged; the last good checkpoint is kept."""
 
 
@@ -148,6 +150,7 @@ def train(
         raise
     save()
     if step == config.steps:
+        _score(model, recipe, directory, device)
         state_path.unlink()
     return model
 
@@ -161,12 +164,21 @@ def _claim(directory: Path, recipe: Recipe) -> None:
                 f"{directory} holds a run of another recipe: choose another --output, or resume it"
                 " with the settings in its recipe.yaml."
             )
-        if not (directory / "state.pt").is_file() and (directory / "config.yaml").is_file():
+        if (directory / "metrics.json").is_file():
             raise ConfigurationError(
                 f"The run in {directory} is complete: choose another --output."
             )
     else:
         path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False))
+
+
+def _score(model: nn.Module, recipe: Recipe, directory: Path, device: str) -> None:
+    """Write `metrics.json`: what the finished model reaches on fresh scenes."""
+    scores = evaluate_discovery(
+        model.eval(), recipe.world, recipe.world_config, _TEST_SCENES, _TEST_SEED, device
+    )
+    record = {**scores, "world": recipe.world, "recipe": to_mapping(recipe)}
+    (directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 @torch.inference_mode()

@@ -57,9 +57,20 @@ def digest(path: Path) -> str:
 def segmentation() -> Segmentation:
     labels = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16) % 3
     detections = (
-        Detection(0, np.array([7.5, 5.25, 16, 12]), 64, 0.5, is_background=True),
-        Detection(1, np.array([3.5, 4.25, 3, 2]), 6, 1.0, np.array([0.5, -2], np.float32)),
-        Detection(2, np.array([9, 8, 1, 1]), 1, 0.25, point_m=np.array([0.5, 0.25, 2])),
+        Detection(
+            0, np.array([7.5, 5.25, 16, 12]), 64, 0.5, is_background=True, roi=(0, 0, 16, 12)
+        ),
+        Detection(
+            1,
+            np.array([3.5, 4.25, 3, 2]),
+            6,
+            1.0,
+            np.array([0.5, -2], np.float32),
+            roi=(2, 4, 3, 2),
+        ),
+        Detection(
+            2, np.array([9, 8, 1, 1]), 1, 0.25, point_m=np.array([0.5, 0.25, 2]), roi=(9, 8, 1, 1)
+        ),
     )
     return Segmentation(stamp(0), SensorState.OK, "grid", 7, labels, detections)
 
