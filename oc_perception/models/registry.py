@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from oc_perception.configuration import ConfigurationError, nearest, read_yaml, to_mapping
@@ -108,11 +108,16 @@ def load_model(name_or_directory: str | Path, device: str = "cpu") -> nn.Module:
     return model.eval().to(device)
 
 
-def save_checkpoint(model: nn.Module, directory: Path) -> None:
-    """Write `weights.safetensors` and `config.yaml`; both appear whole or not at all."""
+def save_checkpoint(model: nn.Module, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write `weights.safetensors`, floats as `dtype`, and `config.yaml`."""
     directory.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(state, directory / "weights.safetensors.part")
-    (directory / "weights.safetensors.part").replace(directory / "weights.safetensors")
+    state = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for key, value in model.state_dict().items()
+    }
+    # As bytes through our own file: safetensors would make one that only its owner can read.
+    partial = directory / "weights.safetensors.part"
+    partial.write_bytes(save(state))
+    partial.replace(directory / "weights.safetensors")
     description = {"model": type(model).__name__.lower(), "config": to_mapping(model.config)}
     (directory / "config.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
