@@ -141,6 +141,12 @@ TRACKING = (
                 1e-6,
                 1.0,
             ),
+            "systematic_std_widths": (
+                "Error of a centroid that stays with an object, image widths; part of what is "
+                "published.",
+                0.0,
+                1.0,
+            ),
             "occlusion_shift": (
                 "Extra noise of a centroid, px per px by which the box differs from the track's.",
                 0.0,

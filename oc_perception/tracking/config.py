@@ -28,7 +28,9 @@ class TrackerConfig:
     Measurement. `measurement_std_widths` of a centroid on each axis: the default is a third of a
     pixel of a mask 64 wide. A box that is suddenly smaller or larger than the track's is half
     hidden or merged, so its centroid is off by up to half the difference: `occlusion_shift` px of
-    standard deviation per px of difference.
+    standard deviation per px of difference. `systematic_std_widths` is an error that stays with an
+    object (a slot that takes in its shadow): it does not average out and cancels in association,
+    so it is added to what is published only.
 
     Existence. Missed detections follow each other, so a miss is weighed by the observed time it
     stands for: evidence `1 - detection_probability` per `miss_correlation_s`, never more for one
@@ -43,6 +45,7 @@ class TrackerConfig:
     """
 
     measurement_std_widths: float = 0.3 / 64
+    systematic_std_widths: float = 0.01
     occlusion_shift: float = 0.5
     velocity_decay_per_s: float = 0.1
     velocity_diffusion_widths: float = 0.02
@@ -55,7 +58,7 @@ class TrackerConfig:
     detection_probability: float = 0.9
     clutter_per_frame: float = 0.01
     birth_rate_per_s: float = 0.2
-    min_birth_score: float = 0.5
+    min_birth_score: float = 0.7
     appearance_prior_variance: float = 0.1
     appearance_prior_count: float = 20.0
     appearance_memory_frames: int = 150
@@ -76,6 +79,7 @@ class TrackerConfig:
 
     def __post_init__(self) -> None:
         may_be_zero = {
+            "systematic_std_widths",
             "occlusion_shift",
             "velocity_decay_per_s",
             "collision_rate_per_s",

@@ -296,6 +296,10 @@ class Tracker:
         sensor_state: SensorState,
     ) -> TrackOutput:
         states = track_states(tracks)
+        if len(tracks):
+            systematic = (self.config.systematic_std_widths * state.image_size[1]) ** 2
+            added = np.diag([systematic, systematic, 0.0, 0.0])
+            tracks = replace(tracks, covariances=tracks.covariances + added)
         futures: tuple[Trajectory, ...] = ()
         if len(tracks) and len(self._horizon_s):
             motion = self.config.motion_model(state.image_size[1])

@@ -319,7 +319,7 @@ def test_box_size_follows_with_its_time_constant_at_any_rate(rate_hz):
 
 @pytest.mark.parametrize(("share", "matched"), [(0.97, True), (1.03, False)])
 def test_the_gate_is_the_chi_square_ellipse_of_the_prediction(share, matched):
-    tracker = Tracker(NO_HORIZON)
+    tracker = Tracker(dataclasses.replace(NO_HORIZON, systematic_std_widths=0))
     state, _ = run([segmentation([[200, 200]])] * 60, tracker)
     predicted = tracker.predict(state, stamp(70)).tracks[0]
     variance = predicted.covariance[0, 0] + (NO_HORIZON.measurement_std_widths * 640) ** 2
@@ -574,7 +574,9 @@ def simulate(config, rng, frames, width=640):
         path.append(state)
         state = motion.transition(PERIOD_NS * 1e-9) @ state + kick @ rng.normal(size=4)
     path = np.array(path)
-    return path, path[:, :2] + rng.normal(0, config.measurement_std_widths * width, (frames, 2))
+    constant = rng.normal(0, config.systematic_std_widths * width, 2)
+    noise = rng.normal(0, config.measurement_std_widths * width, (frames, 2))
+    return path, path[:, :2] + constant + noise
 
 
 def test_covariance_is_calibrated_in_view_and_in_blackout():
