@@ -117,17 +117,19 @@ class CameraSimulatorNode(SourceNode):
                 start_s, start_ns = time.monotonic(), self.get_clock().now().nanoseconds
                 first, due_s = number, start_s
                 self.diagnostics.count("schedule_restarts")
+            stamp_ns = start_ns + round((number - first) * period_s * 1e9)
+            header = to_header(stamp_ns, self.values["frame_id"])
+            image = self.camera.expose(view)
+            message = None if image is None else to_image_message(image, header)
             if not self.sleep_until(due_s):
                 return
             lateness_s = time.monotonic() - due_s
-            self._publish(view, start_ns + round((number - first) * period_s * 1e9))
+            self._publish(view, stamp_ns, header, message)
             self.diagnostics.published(lateness_s)
 
-    def _publish(self, view: View, stamp_ns: int) -> None:
-        header = to_header(stamp_ns, self.values["frame_id"])
-        image = self.camera.expose(view)
+    def _publish(self, view: View, stamp_ns: int, header: Header, image: Image | None) -> None:
         if image is not None:
-            self._image.publish(to_image_message(image, header))
+            self._image.publish(image)
             self._info.header = header
             self._camera_info.publish(self._info)
             if self._depth is not None:

@@ -30,6 +30,7 @@ from oc_perception.configuration import from_mapping
 from oc_perception.evaluation.demo import RECORDED, TRUE_TRACKS, DemoPlan, stamp_of
 from oc_perception.evaluation.draw import VideoWriter, contact_sheet, write_png
 from oc_perception.nodes.conversions import to_frame, to_nanoseconds
+from oc_perception.nodes.memory import keep_freed_memory
 from oc_perception.nodes.observer import ChainError, ChainObserver
 from oc_perception.progress import Progress
 
@@ -134,6 +135,7 @@ class DemoRecorderNode(ChainObserver):
 def main() -> int:
     """Record one run; 2 if it could not be."""
     plan = from_mapping(DemoPlan, json.loads(Path(sys.argv[1]).read_text()))
+    keep_freed_memory()
     rclpy.init()
     try:
         with (

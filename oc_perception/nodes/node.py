@@ -16,6 +16,7 @@ from rclpy.qos import QoSProfile
 
 from oc_perception.nodes import qos
 from oc_perception.nodes.diagnostics import ERROR, frame_loss_cure
+from oc_perception.nodes.memory import keep_freed_memory
 from oc_perception.nodes.parameter_node import ParameterNode
 from oc_perception.nodes.parameters import Parameter, ParameterError
 from oc_perception.nodes.worker import Worker
@@ -239,6 +240,7 @@ class PerceptionNode(ParameterNode):
 
 def run(factory: Callable[[], PerceptionNode]) -> int:
     """Main function of a node's process; returns its exit status."""
+    keep_freed_memory()
     rclpy.init(args=sys.argv)
     node = factory()
     executor = SingleThreadedExecutor()

@@ -20,6 +20,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
 from oc_perception.nodes.diagnostics import Diagnostics
+from oc_perception.nodes.memory import keep_freed_memory
 from oc_perception.nodes.parameter_node import FOREIGN_PARAMETERS, descriptor
 from oc_perception.nodes.parameters import Parameter, ParameterError, check, unknown
 
@@ -138,6 +139,7 @@ def run(factory: Callable[[], SourceNode], until_ended: bool) -> int:
 
     The exit status is 1 where publishing failed, 2 where it could not begin.
     """
+    keep_freed_memory()
     rclpy.init(args=sys.argv)
     try:
         node = factory()
