@@ -41,7 +41,7 @@ setup(
         "torch>=2.6,<3",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "ruff>=0.9,<1", "scikit-learn>=1.5,<2"],
+        "test": ["pillow>=10", "pytest>=8,<10", "ruff>=0.9,<1", "scikit-learn>=1.5,<2"],
     },
     entry_points={"console_scripts": [f"oc-perception = {NAME}.cli:main"]},
     zip_safe=False,
