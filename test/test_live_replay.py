@@ -44,6 +44,8 @@ def live_tracks(path, settings, logs):
     import rclpy
     from rclpy.context import Context
     from rclpy.executors import SingleThreadedExecutor
+    from rclpy.parameter import Parameter
+    from rclpy.parameter_client import AsyncParameterClient
     from rclpy.qos import QoSProfile
 
     from oc_perception.msg import TrackArray
@@ -64,12 +66,22 @@ def live_tracks(path, settings, logs):
     listener.create_subscription(TrackArray, TRACKS, received.append, QoSProfile(depth=1000))
     end_s = time.monotonic() + DEADLINE_S
     with Processes(commands, logs, isolated_environment()) as processes:
-        while processes.alive("bag_player_node"):
-            assert time.monotonic() < end_s, "the bag is not played to its end"
-            executor.spin_once(timeout_sec=0.1)
-        quiet_s = time.monotonic() + 2.0
-        while time.monotonic() < quiet_s:
-            executor.spin_once(timeout_sec=0.1)
+
+        def spin_while(condition):
+            while condition():
+                assert time.monotonic() < end_s, "the bag is not played to its end"
+                executor.spin_once(timeout_sec=0.1)
+
+        player = AsyncParameterClient(listener, "bag_player_node")
+        spin_while(lambda: not player.services_are_ready())
+        spin_while(lambda: not listener.count_publishers(TRACKS))
+        spin_while(lambda: not listener.count_subscribers("/discovery_node/segmentation"))
+        settled_s = time.monotonic() + 1.0  # matched here; the nodes need a moment
+        spin_while(lambda: time.monotonic() < settled_s)
+        player.set_parameters([Parameter("running", value=True)])
+        spin_while(lambda: processes.alive("bag_player_node"))
+        answered_s = time.monotonic() + 2.0
+        spin_while(lambda: time.monotonic() < answered_s)
     executor.shutdown()
     listener.destroy_node()
     rclpy.shutdown(context=context)
@@ -101,7 +113,10 @@ def same(live, offline):
 
 
 def compare(path, model, logs, transport="raw"):
-    settings = {"discovery_node": [f"model:={model}", f"image_transport:={transport}"]}
+    settings = {
+        "discovery_node": [f"model:={model}", f"image_transport:={transport}"],
+        "bag_player_node": ["running:=false"],
+    }
     live = live_tracks(path, settings, logs)
     offline = replayed_tracks(path, model)
     both = sorted(live.keys() & offline.keys())

@@ -127,17 +127,21 @@ class _Rays:
 class _Painter:
     """Draws a world, one ray per pixel, but only where it differs from the empty table.
 
-    A picture of a quarter of the size finds those places, objects and shadows, with a margin. What
-    `paint` returns is what `Tabletop.render` draws without supersampling.
+    A picture of a quarter of the size finds those places, objects and shadows, with a margin; it
+    reaches one of its pixels beyond the view, so that tips at the border are found. What `paint`
+    returns is what `Tabletop.render` draws without supersampling.
     """
 
     def __init__(self, world: Tabletop, height: int, width: int) -> None:
         self._world, self._height, self._width = world, height, width
         self._rays = world.camera.rays(height, width)
-        self._coarse = math.ceil(height / _COARSE), math.ceil(width / _COARSE)
+        rows, columns = math.ceil(height / _COARSE), math.ceil(width / _COARSE)
+        self._coarse = rows + 2, columns + 2
+        focal = world.camera.focal * columns / (columns + 2)  # in widths of the larger picture
+        self._coarse_camera = replace(world.camera, focal=focal)
         absent = torch.zeros_like(world.objects.present)
         self._table = replace(world.objects, present=absent)
-        self._empty_coarse = self._cast(self._table, world.camera, *self._coarse)[0]
+        self._empty_coarse = self._cast(self._table, self._coarse_camera, *self._coarse)[0]
         image, _, depth = self._cast(self._table, world.camera, height, width)
         self._empty = image[0].flatten(1), depth[0].flatten()
 
@@ -158,9 +162,9 @@ class _Painter:
 
     def _find(self) -> torch.Tensor:
         """Flat indices of the pixels that may show an object or a shadow."""
-        image, index, _ = self._cast(self._world.objects, self._world.camera, *self._coarse)
+        image, index, _ = self._cast(self._world.objects, self._coarse_camera, *self._coarse)
         touched = ((image - self._empty_coarse).abs().amax(1) > _SAME) | (index >= 0)
-        touched = torch.nn.functional.max_pool2d(touched.float(), 3, 1, 1)
+        touched = torch.nn.functional.max_pool2d(touched.float(), 3, 1)  # drops what lies outside
         size = (self._height, self._width)
         return torch.nn.functional.interpolate(touched[None], size)[0, 0].flatten().nonzero()[:, 0]
 
