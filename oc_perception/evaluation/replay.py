@@ -7,6 +7,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,7 +137,7 @@ def replay(
     output_dir.mkdir(parents=True, exist_ok=True)
     metrics_file = output_dir / "metrics.json"
     metrics_file.unlink(missing_ok=True)  # written last: its presence says that the rest is whole
-    counts, summary, sheet = ReplayCounts(), _Summary(), _Sheet()
+    counts, summary = ReplayCounts(), _Summary()
     with ExitStack() as stack:
         bag = stack.enter_context(Bag(path))
         topics = bag.select(image_topic)
@@ -146,34 +147,12 @@ def replay(
             BagWriter(output_dir / "results", compress=True, overwrite=True)
         )
         tracks_file = stack.enter_context(_whole_file(output_dir / "tracks.txt"))
-        video: VideoWriter | None = None
-        shown: np.ndarray | None = None
-        start_ns: int | None = None
+        film = stack.enter_context(_Film(output_dir, rate_hz))
         for number, step in enumerate(steps(bag, perception, topics, counts, on_frame), start=1):
+            film.add(step)
             _write_messages(results, step)
             tracks_file.writelines(_mot_lines(number, step.output.tracks))
             summary.add(step)
-            image = None if step.frame is None else step.frame.image
-            if isinstance(image, np.ndarray):
-                shown = image
-            if shown is None:
-                continue  # the bag starts with frames that cannot be decoded
-            start_ns = step.stamp_ns if start_ns is None else start_ns
-            picture = annotate(
-                shown if image is shown else dimmed(shown),
-                step.output.tracks,
-                step.output.segmentation.label_image,
-                caption=f"{(step.stamp_ns - start_ns) * 1e-9:.2f} s",
-            )
-            if video is None:
-                height, width = picture.shape[:2]
-                video = stack.enter_context(
-                    VideoWriter(output_dir / "annotated.mp4", rate_hz, height, width)
-                )
-            video.write(picture)
-            sheet.add(picture)
-        if sheet.tiles:
-            write_png(output_dir / "contact_sheet.png", contact_sheet(sheet.choose()))
     metrics = {
         "bag": Path(path).name,
         "image_topic": topics.image,
@@ -275,6 +254,60 @@ def _scores(truth: Segmentation, found: Segmentation) -> Iterator[tuple[float, f
     pair = (torch.from_numpy(image.copy())[None].long() for image in (true, labels))
     true_map, found_map = pair
     yield float(fg_ari(true_map, found_map)), float(miou(true_map, found_map))
+
+
+class _Film:
+    """annotated.mp4 and contact_sheet.png, drawn on a thread of their own, one step behind."""
+
+    def __init__(self, output_dir: Path, rate_hz: float) -> None:
+        self._output_dir, self._rate_hz = output_dir, rate_hz
+        self._painter = ThreadPoolExecutor(max_workers=1)
+        self._painting: Future[None] | None = None
+        self._video: VideoWriter | None = None
+        self._sheet = _Sheet()
+        self._shown: np.ndarray | None = None
+        self._start_ns = 0
+
+    def __enter__(self) -> _Film:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._painter.shutdown(cancel_futures=kind is not None)
+        whole = kind is None and (self._painting is None or self._painting.exception() is None)
+        if self._video is not None:
+            self._video.__exit__(None if whole else RuntimeError, None, None)
+        if kind is None:
+            self._wait()
+        if whole and self._sheet.tiles:
+            write_png(self._output_dir / "contact_sheet.png", contact_sheet(self._sheet.choose()))
+
+    def add(self, step: Step) -> None:
+        """Paint a step, as soon as the one before is done."""
+        self._wait()
+        self._painting = self._painter.submit(self._paint, step)
+
+    def _wait(self) -> None:
+        if self._painting is not None:
+            self._painting.result()
+
+    def _paint(self, step: Step) -> None:
+        image = None if step.frame is None else step.frame.image
+        if isinstance(image, np.ndarray):
+            self._shown = image
+        if self._shown is None:
+            return  # the bag starts with frames that cannot be decoded
+        self._start_ns = self._start_ns or step.stamp_ns
+        picture = annotate(
+            self._shown if image is self._shown else dimmed(self._shown),
+            step.output.tracks,
+            step.output.segmentation.label_image,
+            caption=f"{(step.stamp_ns - self._start_ns) * 1e-9:.2f} s",
+        )
+        if self._video is None:
+            path = self._output_dir / "annotated.mp4"
+            self._video = VideoWriter(path, self._rate_hz, *picture.shape[:2]).__enter__()
+        self._video.write(picture)
+        self._sheet.add(picture)
 
 
 class _Sheet:
