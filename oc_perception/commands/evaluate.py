@@ -60,5 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.json:
         print(text)
     else:
-        print("\n".join(f"{name:>8}  {value:.4g}" for name, value in scores.items()))
+        for name, value in scores.items():
+            print(f"{name:>8}  {value if isinstance(value, int) else format(value, '.4g')}")
     return 0
