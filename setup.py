@@ -32,7 +32,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     data_files=data_files("config", "launch", "msg", "weights"),
     install_requires=[
-        "numpy>=2.0,<3",
+        "numpy>=1.26,<3",
         "opencv-python-headless>=4.10,<6",
         "pyyaml>=6.0,<7",
         "rosbags>=0.11,<0.12",
