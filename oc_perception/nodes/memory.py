@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Let malloc keep freed image buffers for the next image; whether it could be told to.
 
     glibc maps blocks of this size anew each time and gives them back at once, so every copy of a
-    VGA image costs 225 page faults, and a hop between two nodes 4.1 instead of 2.5 ms. Other C
+    VGA image costs 225 page faults, and a hop between two nodes 4.6 instead of 3.1 ms. Other C
     libraries are left as they are.
     """
     try:
