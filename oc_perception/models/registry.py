@@ -64,7 +64,7 @@ def create_model(name: str, **config: Any) -> nn.Module:
         model = _FACTORIES[name](**config)
     except ConfigurationError as error:
         raise ModelError(f"Model {name!r}: {error}") from error
-    model.name = name
+    model.name = model.architecture = name
     return model
 
 
@@ -119,5 +119,5 @@ def save_checkpoint(model: nn.Module, directory: Path, dtype: torch.dtype = torc
     partial = directory / "weights.safetensors.part"
     partial.write_bytes(save(state))
     partial.replace(directory / "weights.safetensors")
-    description = {"model": type(model).__name__.lower(), "config": to_mapping(model.config)}
+    description = {"model": model.architecture, "config": to_mapping(model.config)}
     (directory / "config.yaml").write_text(yaml.safe_dump(description, sort_keys=False))

@@ -2,7 +2,8 @@
 """Build a procedural world by name.
 
 A world has `generator` (its only source of randomness) and `sample(height, width)`, which draws a
-fresh batch with `images` `(B, 3, H, W)` in [0, 1] and `labels` `(B, H, W)` int64 (0 background).
+fresh batch with `images` `(B, 3, H, W)` in [0, 1] and `labels` `(B, H, W)` int64 (0 background);
+still worlds return `Scenes`, with factors for each object.
 """
 
 from __future__ import annotations
