@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -73,14 +76,14 @@ def train(
     )
     noise = torch.Generator(device).manual_seed(config.seed + 2)
     state_path = directory / "state.pt"
-    step, elapsed_s = 0, 0.0
+    step, elapsed_s, cpu_s = 0, 0.0, 0.0
     if state_path.is_file():
         state = torch.load(state_path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         world.generator.set_state(state["world_generator"].cpu())
         noise.set_state(state["noise_generator"].cpu())
-        step, elapsed_s = state["step"], state["elapsed_s"]
+        step, elapsed_s, cpu_s = state["step"], state["elapsed_s"], state["cpu_s"]
         report(f"resuming {directory} at step {step}")
 
     def save() -> None:
@@ -93,6 +96,7 @@ def train(
                 "noise_generator": noise.get_state(),
                 "step": step,
                 "elapsed_s": elapsed_s + time.monotonic() - started_s,
+                "cpu_s": cpu_s + time.process_time() - started_cpu_s,
             },
             partial,
         )
@@ -100,6 +104,7 @@ def train(
         save_checkpoint(model, directory)
 
     started_s = saved_s = time.monotonic()
+    started_cpu_s = time.process_time()
     first_step = step
     last_step = min(config.steps, stop_at_step or config.steps)
     try:
@@ -127,6 +132,7 @@ def train(
                 entry = {
                     "step": step,
                     "elapsed_s": round(elapsed_s + now_s - started_s, 1),
+                    "cpu_s": round(cpu_s + time.process_time() - started_cpu_s, 1),
                     "learning_rate": optimizer.param_groups[0]["lr"],
                     "gradient_norm": norm.item(),
                     **{name: value.item() for name, value in terms.items()},
@@ -150,7 +156,14 @@ def train(
         raise
     save()
     if step == config.steps:
-        _finish(model, recipe, directory, device)
+        effort = {
+            "elapsed_s": round(elapsed_s + time.monotonic() - started_s, 1),
+            "cpu_s": round(cpu_s + time.process_time() - started_cpu_s, 1),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "machine": _machine(device),
+        }
+        _finish(model, recipe, directory, device, effort)
         state_path.unlink()
     return model
 
@@ -172,16 +185,33 @@ def _claim(directory: Path, recipe: Recipe) -> None:
         path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False))
 
 
-def _finish(model: nn.Module, recipe: Recipe, directory: Path, device: str) -> None:
+def _machine(device: str) -> str:
+    """The kind of processor that trains."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = Path("/proc/cpuinfo")  # Linux: elsewhere `platform` names it
+    names = re.findall(r"model name\s*: (.*)", cores.read_text()) if cores.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _finish(
+    model: nn.Module, recipe: Recipe, directory: Path, device: str, effort: Mapping[str, Any]
+) -> None:
     """Round the weights to half precision, which halves the file, and write them and
-    `metrics.json`: what these weights reach on fresh scenes.
+    `metrics.json`: what these weights reach on fresh scenes, after which effort.
     """
     model.half().float()
     save_checkpoint(model, directory, torch.float16)
     scores = evaluate_discovery(
         model.eval(), recipe.world, recipe.world_config, _TEST_SCENES, _TEST_SEED, device
     )
-    record = {**scores, "world": recipe.world, "recipe": to_mapping(recipe)}
+    record = {
+        **scores,
+        "world": recipe.world,
+        "steps": recipe.training.steps,
+        **effort,
+        "recipe": to_mapping(recipe),
+    }
     (directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -62,9 +62,24 @@ def test_a_run_leaves_a_log_a_picture_and_a_checkpoint(tmp_path):
     trainer.train(recipe(), tmp_path, report=quiet)
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [2, 4]
-    assert {"loss", "fg_ari", "miou", "mse", "elapsed_s"} <= entries[0].keys()
+    assert {"loss", "fg_ari", "miou", "mse", "elapsed_s", "cpu_s"} <= entries[0].keys()
     assert (tmp_path / "samples.png").stat().st_size > 1000
     assert not (tmp_path / "state.pt").exists()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == 4 and metrics["threads"] == torch.get_num_threads()
+    assert metrics["elapsed_s"] >= entries[1]["elapsed_s"] > 0
+    assert metrics["torch"] == torch.__version__ and metrics["machine"]
+
+
+def test_time_adds_up_over_resumes(tmp_path):
+    trainer.train(recipe(), tmp_path, report=quiet, stop_at_step=1)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["cpu_s"] > 0 and state["elapsed_s"] > 0
+    state.update(cpu_s=1000.0, elapsed_s=2000.0)
+    torch.save(state, tmp_path / "state.pt")
+    trainer.train(recipe(), tmp_path, report=quiet)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert 1000 < metrics["cpu_s"] < 1500 and 2000 < metrics["elapsed_s"] < 2500
 
 
 def test_a_directory_of_another_recipe_is_not_overwritten(tmp_path):
