@@ -12,9 +12,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from oc_perception.configuration import ConfigurationError, from_mapping, nearest
+from oc_perception.worlds.sprites import Sprites, SpritesConfig
 from oc_perception.worlds.tabletop import Tabletop, TabletopConfig
+from oc_perception.worlds.tetrominoes import (
+    AmbiguousTetrominoes,
+    AmbiguousTetrominoesConfig,
+    Tetrominoes,
+    TetrominoesConfig,
+)
 
-WORLDS = {"tabletop": (TabletopConfig, Tabletop)}
+WORLDS = {
+    "ambiguous_tetrominoes": (AmbiguousTetrominoesConfig, AmbiguousTetrominoes),
+    "sprites": (SpritesConfig, Sprites),
+    "tabletop": (TabletopConfig, Tabletop),
+    "tetrominoes": (TetrominoesConfig, Tetrominoes),
+}
 
 
 def create_world(
