@@ -26,7 +26,7 @@ from oc_perception.resources import share_directory
 
 _DAMAGE = (ConfigurationError, LookupError, TypeError, OSError, SafetensorError, RuntimeError)
 """What reading a checkpoint that is missing, cut short or of another model can raise."""
-_MODULES = ("grid", "monet", "slot_attention")
+_MODULES = ("grid", "iodine", "monet", "slot_attention")
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
 
 

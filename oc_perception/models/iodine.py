@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IODINE: Iterative Object Decomposition Inference Network (Greff et al. 2019, arXiv 1903.00450).
+
+Generative story: each of K slots draws z_k ~ N(0, I); a shared spatial broadcast decoder turns it
+into an appearance mu_k and a mask logit; a pixel is a mixture over slots of N(mu_k, sigma^2 I).
+Inference: there is no encoder. All slots start from one learned posterior and differ by the noise
+in z only; a refinement network looks at picture, decoding and the gradients of the ELBO, and
+corrects each slot's posterior, T times. Given one frame per iteration it tracks (App. A.1).
+
+Shapes: frames `(B, 3, H, W)` in [0, 1], posteriors `(B, K, 2 D)` as mean and pre-softplus
+variance, means `(B, K, 3, H, W)`, masks and logits `(B, K, 1, H, W)` inside, `(B, K, H, W)` at
+the surface.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oc_perception.configuration import from_mapping
+from oc_perception.models.blocks import broadcast_convolution, coordinate_grid
+from oc_perception.models.registry import register_model
+from oc_perception.types import Decomposition
+
+_UNIT_VARIANCE = math.log(math.e - 1)  # softplus of it is 1
+
+
+@dataclass(frozen=True)
+class IodineConfig:
+    """The paper's CLEVR network at 64x64 unless told otherwise.
+
+    `likelihood` is `mixture` (eq. 1) or `composite` (one density around the mask-weighted mean, as
+    in EfficientMORL); `density` is `gaussian` with standard deviation `sigma` or `logistic` with
+    scale `sigma`. In training T grows from `first_iterations` (0: no growth) to `num_iterations`
+    over the first half.
+    """
+
+    frame_size: tuple[int, int] = (64, 64)
+    num_slots: int = 7
+    num_iterations: int = 5
+    first_iterations: int = 0
+    tracking_iterations: int = 1
+    latent_size: int = 64
+    decoder_channels: tuple[int, ...] = (64, 64, 64, 64)
+    encoder_channels: tuple[int, ...] = (64, 64, 64, 64)
+    kernel_size: int = 3
+    encoder_hidden: int = 256
+    recurrent_size: int = 256
+    likelihood: str = "mixture"
+    density: str = "gaussian"
+    sigma: float = 0.1
+    scene_cut_nats: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.likelihood not in ("mixture", "composite"):
+            raise ValueError("likelihood must be 'mixture' or 'composite'")
+        if self.density not in ("gaussian", "logistic"):
+            raise ValueError("density must be 'gaussian' or 'logistic'")
+        if min(self.num_slots, self.num_iterations, self.tracking_iterations) < 1:
+            raise ValueError("num_slots, num_iterations, tracking_iterations must be at least 1")
+        if not (self.decoder_channels and self.encoder_channels and self.kernel_size % 2):
+            raise ValueError("decoder and encoder need a layer, kernel_size must be odd")
+        if self.sigma <= 0:
+            raise ValueError("sigma must be positive")
+
+
+@dataclass(frozen=True)
+class IodineState:
+    """What is carried from frame to frame: posterior, LSTM state, frames so far, and the negative
+    log-likelihood `(B,)` of the last one.
+    """
+
+    posterior: Tensor
+    memory: tuple[Tensor, Tensor] | None = None
+    frames: int = 0
+    nll: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One decoding on the way: `nll` and `kl` `(B,)`, summed over pixels, slots and latents."""
+
+    decomposition: Decomposition
+    nll: Tensor
+    kl: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        """Evidence lower bound `(B,)`, nats per image."""
+        return -(self.nll + self.kl)
+
+
+class Decoder(nn.Module):
+    """Spatial broadcast decoder (App. C): `(N, D)` to means `(N, 3, H, W)`, logits
+    `(N, 1, H, W)`.
+    """
+
+    def __init__(self, config: IodineConfig) -> None:
+        super().__init__()
+        widths = (config.latent_size + 2, *config.decoder_channels, 4)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(before, after, config.kernel_size, padding=config.kernel_size // 2)
+            for before, after in itertools.pairwise(widths)
+        )
+        self.register_buffer("grid", coordinate_grid(*config.frame_size), persistent=False)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        first, *others = self.layers
+        x = broadcast_convolution(first, z, self.grid)
+        for layer in others:
+            x = layer(F.elu(x))
+        return x.float().split((3, 1), 1)
+
+
+class Refinement(nn.Module):
+    """Corrects each slot's posterior by what App. C lists, slots in the batch dimension."""
+
+    def __init__(self, config: IodineConfig) -> None:
+        super().__init__()
+        widths = (17, *config.encoder_channels)
+        layers = []
+        for before, after in itertools.pairwise(widths):
+            layers += [
+                nn.Conv2d(before, after, config.kernel_size, 2, config.kernel_size // 2),
+                nn.ELU(),
+            ]
+        self.convolutions = nn.Sequential(*layers)
+        self.mlp = nn.Sequential(nn.Linear(widths[-1], config.encoder_hidden), nn.ELU())
+        self.colour_norm = nn.GroupNorm(1, 3)  # layer norm over the whole map, gains per channel
+        self.pixel_norm = nn.GroupNorm(3, 3)
+        self.gradient_norm = nn.LayerNorm(2 * config.latent_size)
+        size = config.encoder_hidden + 4 * config.latent_size
+        self.lstm = nn.LSTMCell(size, config.recurrent_size) if config.recurrent_size else None
+        self.head = nn.Linear(config.recurrent_size or size, 2 * config.latent_size)
+        self.register_buffer("grid", coordinate_grid(*config.frame_size), persistent=False)
+
+    def forward(
+        self,
+        maps: Sequence[Tensor],
+        colour_gradient: Tensor,
+        pixel_maps: Tensor,
+        posterior: Tensor,
+        gradient: Tensor,
+        memory: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Additive update `(N, 2 D)` and new LSTM state. `maps` `(N, ., H, W)` pass as they are,
+        `colour_gradient` `(N, 3, H, W)`, `pixel_maps` `(N, 3, H, W)` and `gradient` `(N, 2 D)`
+        are normalised.
+        """
+        grid = self.grid.expand(len(posterior), -1, -1, -1)
+        normed = self.colour_norm(colour_gradient), self.pixel_norm(pixel_maps)
+        features = self.convolutions(torch.cat([*maps, *normed, grid], 1)).mean((2, 3))
+        features = self.mlp(features)
+        features = torch.cat([features.float(), posterior, self.gradient_norm(gradient)], 1)
+        if self.lstm is None:
+            return self.head(features).float(), None
+        memory = self.lstm(features, memory)
+        return self.head(memory[0]).float(), memory
+
+
+class Iodine(nn.Module):
+    """Decoder and refinement; `num_slots` and `num_iterations` may be changed at test time."""
+
+    def __init__(self, config: IodineConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frame_size = config.frame_size
+        self.num_slots = config.num_slots
+        self.num_iterations = config.num_iterations
+        self.decoder = Decoder(config)
+        self.refinement = Refinement(config)
+        start = torch.zeros(2, config.latent_size)
+        start[1] = _UNIT_VARIANCE  # inference starts at the prior
+        self.first_posterior = nn.Parameter(start.flatten())
+        self.apply(_initialise)
+
+    def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Log masks `(B, K, H, W)` and means `(B, K, 3, H, W)` of latents `(B, K, D)`."""
+        means, logits = self._decode(latents)
+        return logits.log_softmax(1).squeeze(2), means
+
+    def _decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        means, logits = self.decoder(z.flatten(0, 1))
+        return means.unflatten(0, z.shape[:2]), logits.unflatten(0, z.shape[:2])
+
+    def _iterate(
+        self,
+        frames: Sequence[Tensor],
+        posterior: Tensor,
+        memory: tuple[Tensor, Tensor] | None,
+        noise: Callable[[], Tensor],
+    ) -> Iterator[tuple[Iteration, Tensor, tuple[Tensor, Tensor] | None]]:
+        """Decode and score against `frames[t]`, then refine: an `Iteration` per frame, with the
+        posterior and the LSTM state it was decoded from.
+
+        While training the graph runs through all iterations; otherwise it is cut at each.
+        """
+        for index, frame in enumerate(frames):
+            mean, raw = posterior.chunk(2, -1)
+            variance = F.softplus(raw)
+            eps = noise()
+            z = mean + variance.sqrt() * eps
+            last = index == len(frames) - 1
+            if not self.training:
+                z = z.detach().requires_grad_(not last)
+            means, logits = self._decode(z)
+            scores = _score(self.config, frame.unsqueeze(1), means, logits)
+            kl = 0.5 * (variance + mean**2 - 1 - variance.log()).sum((1, 2))
+            decomposition = Decomposition(scores.log_masks.squeeze(2), means, mean)
+            iteration = Iteration(decomposition, -scores.log_pixel.sum((1, 2, 3, 4)), kl)
+            yield iteration, posterior, memory
+            if last:
+                return
+            (dz,) = torch.autograd.grad(
+                (means, logits), z, (scores.d_means, scores.d_logits), retain_graph=self.training
+            )
+            with torch.no_grad():  # closed form from here: no second pass, no double derivatives
+                slope = raw.sigmoid()
+                d_raw = dz * eps * slope / (2 * variance.sqrt()) + 0.5 * slope * (1 - 1 / variance)
+                gradient = torch.cat([dz + mean, d_raw], -1)
+            if not self.training:
+                means, logits = means.detach(), logits.detach()
+            maps = [
+                frame.unsqueeze(1).expand_as(means),
+                means,
+                scores.log_masks.exp(),
+                logits,
+                scores.mask_posterior,
+            ]
+            with torch.set_grad_enabled(self.training):
+                update, memory = self.refinement(
+                    [m.flatten(0, 1) for m in maps],
+                    scores.d_means.flatten(0, 1),
+                    scores.pixel_maps.flatten(0, 1),
+                    posterior.flatten(0, 1),
+                    gradient.flatten(0, 1),
+                    memory,
+                )
+                posterior = posterior + update.view_as(posterior)
+
+    def _start(self, batch_size: int) -> Tensor:
+        return self.first_posterior.expand(batch_size, self.num_slots, -1)
+
+    def loss(
+        self, frames: Tensor, generator: torch.Generator, progress: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Eq. 4, averaged over the batch: iteration t of 0 ... T weighs t / T.
+
+        `frames` `(B, 3, H, W)`, or `(B, T + 1, 3, H, W)` for one frame per iteration. `progress`
+        in [0, 1] is the share of training done.
+        """
+        config = self.config
+        if frames.dim() == 5:
+            images = frames.unbind(1)
+        else:
+            low = config.first_iterations or config.num_iterations
+            count = low + round((config.num_iterations - low) * min(1.0, 2 * progress))
+            images = [frames] * (count + 1)
+        shape = (len(frames), self.num_slots, config.latent_size)
+
+        def noise() -> Tensor:
+            return torch.randn(shape, generator=generator, device=frames.device)
+
+        total = 0.0
+        for index, (iteration, _, _) in enumerate(
+            self._iterate(images, self._start(len(frames)), None, noise)
+        ):
+            total = total - index / (len(images) - 1) * iteration.elbo.mean()
+        return {"loss": total, "nll": iteration.nll.mean(), "latent_kl": iteration.kl.mean()}
+
+    @torch.inference_mode(False)
+    def refine(
+        self,
+        frames: Tensor,
+        num_iterations: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Iteration]:
+        """The decodings 0 ... T of `frames` `(B, 3, H, W)`.
+
+        Without a `generator` the noise is that of `step`; with one, every call may find another
+        grouping, to be compared by `elbo` (section 4.4).
+        """
+        count = self.num_iterations if num_iterations is None else num_iterations
+        if self.training:
+            raise ValueError("refine() is for inference: call eval() first.")
+        noise = self._noise(0) if generator is None else self._free_noise(len(frames), generator)
+        images = [frames.clone()] * (count + 1)  # a clone: inference tensors cannot be saved
+        with torch.enable_grad():
+            found = self._iterate(images, self._start(len(frames)).detach(), None, noise)
+            return [_detached(iteration) for iteration, _, _ in found]
+
+    def _free_noise(self, batch: int, generator: torch.Generator) -> Callable[[], Tensor]:
+        shape, device = (batch, self.num_slots, self.config.latent_size), generator.device
+        return lambda: torch.randn(shape, generator=generator, device=device)
+
+    def _noise(self, frames: int) -> Callable[[], Tensor]:
+        """Noise `(1, K, D)` shared by all images, so that none depends on its batch, and the same
+        each time the frame with this number is seen.
+        """
+        generator = torch.Generator().manual_seed(frames)
+        shape, device = (1, self.num_slots, self.config.latent_size), self.first_posterior.device
+        return lambda: torch.randn(shape, generator=generator).to(device)
+
+    def initial_state(self, batch_size: int) -> IodineState:
+        """Nothing seen: every slot at the learned first posterior."""
+        return IodineState(self._start(batch_size).detach())
+
+    @torch.inference_mode(False)
+    def step(
+        self, state: IodineState, frame: Tensor | None, decode: bool = True
+    ) -> tuple[IodineState, Decomposition | None]:
+        """Decompose `frame` `(B, 3, H, W)`; no frame, no decomposition and the slots stay.
+
+        The first frame takes `num_iterations`, later ones `tracking_iterations` from where the
+        slots were. A picture that has become less likely by `scene_cut_nats` per pixel starts
+        anew. Masks come from the decoder; without `decode` only `means` is left out.
+        """
+        if frame is None:
+            return state, None
+        frame = frame.clone()  # an inference tensor cannot be saved for the gradient
+        count = self.config.tracking_iterations if state.frames else self.num_iterations
+        result, posterior, memory = self._settle(state, frame, count)
+        nll = result.nll
+        if state.nll is not None:
+            cut = nll - state.nll > self.config.scene_cut_nats * frame[0, 0].numel()
+            if cut.any():
+                fresh = self._settle(self.initial_state(len(frame)), frame, self.num_iterations)
+                result, posterior, memory = _choose(cut, fresh, (result, posterior, memory))
+                nll = result.nll
+        found = result.decomposition
+        if not decode:
+            found = Decomposition(found.log_masks, None, found.embeddings)
+        return IodineState(posterior, memory, state.frames + 1, nll), found
+
+    def _settle(
+        self, state: IodineState, frame: Tensor, count: int
+    ) -> tuple[Iteration, Tensor, tuple[Tensor, Tensor] | None]:
+        """The last of `count` iterations, its posterior and LSTM state."""
+        noise = self._noise(state.frames)
+        with torch.enable_grad():
+            for found in self._iterate(
+                [frame] * (count + 1), state.posterior, state.memory, noise
+            ):
+                last = found
+        return _detached(last[0]), last[1], last[2]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """How well a decoding explains a frame, and what the refinement looks at (App. C)."""
+
+    log_masks: Tensor  # (B, K, 1, H, W)
+    log_pixel: Tensor  # (B, 1, 1, H, W)
+    mask_posterior: Tensor  # (B, K, 1, H, W)
+    d_means: Tensor  # (B, K, 3, H, W), and all below: no gradient flows
+    d_logits: Tensor  # (B, K, 1, H, W)
+    pixel_maps: Tensor  # (B, K, 3, H, W): d_logits, log p(x), log p(x) - log p(x without slot k)
+
+
+def _score(config: IodineConfig, frame: Tensor, means: Tensor, logits: Tensor) -> _Scores:
+    """Likelihood of `frame` `(B, 1, 3, H, W)` and the closed-form gradients of its negative."""
+    log_masks = logits.log_softmax(1)
+    log_density, slope = _density(config, frame, means)
+    joint = log_masks + log_density
+    log_mixture = joint.logsumexp(1, keepdim=True)
+    log_pixel = log_mixture
+    with torch.no_grad():
+        masks = log_masks.exp()
+        if config.likelihood == "mixture":
+            responsibility = (joint - log_mixture).exp()
+            d_means, d_logits = -responsibility * slope, masks - responsibility
+    if config.likelihood == "composite":
+        composite = (log_masks.exp() * means).sum(1, keepdim=True)
+        log_pixel, slope = _density(config, frame, composite)
+        with torch.no_grad():
+            d_means = -masks * slope
+            d_logits = (d_means * (means - composite)).sum(2, keepdim=True)
+    with torch.no_grad():
+        slots = joint.shape[1]
+        itself = torch.eye(slots, dtype=torch.bool, device=joint.device).view(
+            1, slots, slots, 1, 1
+        )
+        others = joint.squeeze(2).unsqueeze(1).masked_fill(itself, -math.inf).logsumexp(2)
+        left = (1 - masks.squeeze(2)).clamp(min=1e-6).log()
+        gain = log_mixture.squeeze(2) - (others - left)
+        if slots == 1:
+            gain = torch.zeros_like(gain)  # nothing is left without the only slot
+        maps = [d_logits, log_mixture.expand_as(d_logits), gain.unsqueeze(2)]
+        pixel_maps = torch.cat(maps, 2)
+    return _Scores(log_masks, log_pixel, log_density.softmax(1), d_means, d_logits, pixel_maps)
+
+
+def _density(config: IodineConfig, frame: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    """Log density over the three channels `(B, K, 1, H, W)` and its derivative by the mean."""
+    scaled = (frame - means) / config.sigma
+    if config.density == "gaussian":
+        log_density = -0.5 * scaled.square() - 0.5 * math.log(2 * math.pi)
+        slope = scaled.detach() / config.sigma
+    else:
+        log_density = -scaled - 2 * F.softplus(-scaled)
+        slope = (scaled.detach() / 2).tanh() / config.sigma
+    return (log_density - math.log(config.sigma)).sum(2, keepdim=True), slope
+
+
+def _detached(iteration: Iteration) -> Iteration:
+    found = iteration.decomposition
+    return Iteration(
+        Decomposition(found.log_masks.detach(), found.means.detach(), found.embeddings.detach()),
+        iteration.nll.detach(),
+        iteration.kl.detach(),
+    )
+
+
+def _choose(mask: Tensor, new: tuple, old: tuple) -> tuple:
+    """`new` for the images where `mask` `(B,)`, else `old`, of what `_settle` returns."""
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        where = mask.repeat_interleave(len(a) // len(mask))  # LSTM states fold slots into batch
+        return torch.where(where.view(-1, *(1,) * (a.dim() - 1)), a, b)
+
+    (a, posterior_a, memory_a), (b, posterior_b, memory_b) = new, old
+    found_a, found_b = a.decomposition, b.decomposition
+    decomposition = Decomposition(
+        pick(found_a.log_masks, found_b.log_masks),
+        pick(found_a.means, found_b.means),
+        pick(found_a.embeddings, found_b.embeddings),
+    )
+    memory = None
+    if memory_a is not None:
+        memory = tuple(pick(x, y) for x, y in zip(memory_a, memory_b, strict=True))
+    iteration = Iteration(decomposition, pick(a.nll, b.nll), pick(a.kl, b.kl))
+    return iteration, pick(posterior_a, posterior_b), memory
+
+
+def _initialise(module: nn.Module) -> None:
+    """As the authors' library does: truncated normal of deviation 1 / sqrt(fan in), zero biases;
+    an LSTM starts by remembering.
+    """
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        fan_in = module.weight[0].numel()
+        deviation = fan_in**-0.5
+        nn.init.trunc_normal_(module.weight, 0, deviation, -2 * deviation, 2 * deviation)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LSTMCell):
+        size = module.hidden_size
+        nn.init.zeros_(module.bias_hh)
+        nn.init.zeros_(module.bias_ih)
+        nn.init.ones_(module.bias_ih[size : 2 * size])
+
+
+@register_model
+def iodine(**config: object) -> Iodine:
+    """IODINE with the sizes of its paper unless told otherwise."""
+    return Iodine(from_mapping(IodineConfig, config))
