@@ -27,7 +27,7 @@ def broadcast_convolution(convolution: nn.Conv2d, z: Tensor, grid: Tensor) -> Te
     place = F.conv2d(grid.unsqueeze(0), weight_grid, convolution.bias, padding=(pad_y, pad_x))
     out, height, width = place.shape[1:]
     place = place.permute(0, 2, 3, 1).reshape(1, height * width, out)
-    taps = torch.einsum("o d y x, n d -> n y x o", weight_z, z)
+    taps = torch.einsum("o d y x, n d -> n y x o", weight_z, z.to(weight_z.dtype))
     if pad_y or pad_x:
         rows = _inside(height, kernel_y, pad_y, grid.shape[1], z.device)
         columns = _inside(width, kernel_x, pad_x, grid.shape[2], z.device)

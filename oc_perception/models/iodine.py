@@ -96,6 +96,11 @@ class Iteration:
         return -(self.nll + self.kl)
 
 
+def _full_precision(x: Tensor) -> Tensor:
+    """At least float32: what autocast has made of bfloat16 ends here."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Decoder(nn.Module):
     """Spatial broadcast decoder (App. C): `(N, D)` to means `(N, 3, H, W)`, logits
     `(N, 1, H, W)`.
@@ -115,7 +120,7 @@ class Decoder(nn.Module):
         x = broadcast_convolution(first, z, self.grid)
         for layer in others:
             x = layer(F.elu(x))
-        return x.float().split((3, 1), 1)
+        return _full_precision(x).split((3, 1), 1)
 
 
 class Refinement(nn.Module):
@@ -157,11 +162,13 @@ class Refinement(nn.Module):
         normed = self.colour_norm(colour_gradient), self.pixel_norm(pixel_maps)
         features = self.convolutions(torch.cat([*maps, *normed, grid], 1)).mean((2, 3))
         features = self.mlp(features)
-        features = torch.cat([features.float(), posterior, self.gradient_norm(gradient)], 1)
+        features = torch.cat(
+            [_full_precision(features), posterior, self.gradient_norm(gradient)], 1
+        )
         if self.lstm is None:
-            return self.head(features).float(), None
+            return _full_precision(self.head(features)), None
         memory = self.lstm(features, memory)
-        return self.head(memory[0]).float(), memory
+        return _full_precision(self.head(memory[0])), memory
 
 
 class Iodine(nn.Module):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oc_perception.configuration import from_mapping
+from oc_perception.models.blocks import broadcast_convolution, coordinate_grid
 from oc_perception.models.registry import register_model
 from oc_perception.types import Decomposition
 
@@ -129,9 +130,7 @@ class ComponentVAE(nn.Module):
             layers += [nn.Conv2d(channels, channels, 3), nn.ReLU()]
         self.decoder = nn.Sequential(*layers, nn.Conv2d(channels, 4, 1))
         height, width = (side + 8 for side in config.frame_size)  # four unpadded 3x3 trim 8
-        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
-        self.register_buffer("coordinates", grid, persistent=False)
+        self.register_buffer("coordinates", coordinate_grid(height, width), persistent=False)
 
     def encode(self, image: Tensor, log_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation `(N, D)` from `(N, 3, H, W)` and `(N, 1, H, W)`."""
@@ -141,9 +140,8 @@ class ComponentVAE(nn.Module):
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Appearance `(N, 3, H, W)` in [0, 1] and mask logit `(N, 1, H, W)` from `(N, D)`."""
-        grid = self.coordinates.expand(len(z), -1, -1, -1)
-        tiled = z[..., None, None].expand(-1, -1, *grid.shape[2:])
-        colour, logit = self.decoder(torch.cat([tiled, grid], 1)).float().split((3, 1), 1)
+        x = broadcast_convolution(self.decoder[0], z, self.coordinates)
+        colour, logit = self.decoder[1:](x).float().split((3, 1), 1)
         return colour.sigmoid(), logit
 
 
@@ -170,6 +168,14 @@ class Monet(nn.Module):
             log_masks.append(log_scope + F.logsigmoid(logit))
             log_scope = log_scope + F.logsigmoid(-logit)
         return torch.cat([*log_masks, log_scope], 1)
+
+    def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Log masks `(B, K, H, W)` as the VAE draws them and means `(B, K, 3, H, W)` of latents
+        `(B, K, D)`.
+        """
+        colours, logits = self.vae.decode(latents.flatten(0, 1))
+        log_masks = logits.unflatten(0, latents.shape[:2]).squeeze(2).log_softmax(1)
+        return log_masks, colours.unflatten(0, latents.shape[:2])
 
     def _per_slot(self, frames: Tensor, log_masks: Tensor) -> tuple[Tensor, Tensor]:
         """Fold slots into the batch: `(B*K, 3, H, W)` and `(B*K, 1, H, W)`."""
