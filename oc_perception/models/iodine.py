@@ -159,7 +159,11 @@ class Refinement(nn.Module):
         are normalised.
         """
         grid = self.grid.expand(len(posterior), -1, -1, -1)
-        normed = self.colour_norm(colour_gradient), self.pixel_norm(pixel_maps)
+        # Contiguous: group norm of so few channels-last channels crashes in its backward on CPUs.
+        normed = [
+            self.colour_norm(colour_gradient.contiguous()),
+            self.pixel_norm(pixel_maps.contiguous()),
+        ]
         features = self.convolutions(torch.cat([*maps, *normed, grid], 1)).mean((2, 3))
         features = self.mlp(features)
         features = torch.cat(

@@ -319,3 +319,12 @@ def test_bad_settings_name_the_reason():
     ):
         with pytest.raises(ModelError, match=reason):
             create_model("iodine", **settings)
+
+
+def test_training_survives_channels_last_frames():
+    """On CPUs the backward of group norm crashed the process on them."""
+    model = build().to(memory_format=torch.channels_last)
+    frames = pictures(4).contiguous(memory_format=torch.channels_last)
+    loss = model.loss(frames, generator())["loss"]
+    loss.backward()
+    assert loss.isfinite()
