@@ -41,16 +41,29 @@ class Objects:
         """Height of the centre over the plane `(B, N)`, m."""
         return torch.where(self.shape == CUBE, self.radius * 0.5**0.5, self.radius)
 
+    @property
+    def centre(self) -> Tensor:
+        """Centres `(B, N, 3)`, m."""
+        return torch.cat([self.position, self.half_height.unsqueeze(-1)], -1)
+
+    @property
+    def reach(self) -> Tensor:
+        """Radius `(B, N)` of the sphere around the centre that holds the solid, m."""
+        ratio = self.radius.new_tensor([1.0, 1.5**0.5, 2**0.5])  # by shape
+        return self.radius * ratio[self.shape]
+
 
 @dataclass(frozen=True)
 class Camera:
-    """Pinhole camera. `position`, `target` `(B, 3)` m; `focal` in image widths, the axis in the
-    image centre.
+    """Pinhole camera. `position`, `target` `(B, 3)` m; `focal` in image widths; `centre` is where
+    the optical axis meets the image, in widths from the image centre (x right, y down): not zero
+    for a window cut out of a larger picture.
     """
 
     position: Tensor
     target: Tensor
     focal: float
+    centre: tuple[float, float] = (0.0, 0.0)
 
     def axes(self) -> Tensor:
         """`(B, 3, 3)`: rows are the camera's x (right), y (down), z (forward) axes in the
@@ -71,6 +84,7 @@ class Camera:
             torch.arange(width, device=axes.device) - (width - 1) / 2,
             indexing="ij",
         )
+        u, v = u - self.centre[0] * width, v - self.centre[1] * width
         focal_px = self.focal * width
         local = torch.stack([u / focal_px, v / focal_px, torch.ones_like(u)]).to(axes).flatten(1)
         return torch.einsum("bij,ip->bjp", axes, local)
@@ -80,7 +94,7 @@ class Camera:
         y down).
         """
         local = torch.einsum("bij,bnj->bni", self.axes(), points - self.position.unsqueeze(1))
-        return self.focal * local[..., :2] / local[..., 2:]
+        return self.focal * local[..., :2] / local[..., 2:] + local.new_tensor(self.centre)
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ def intersect(objects: Objects, origin: Tensor, direction: Tensor) -> Tensor:
     """
     pixels = direction.shape[2]
     hits = direction.new_full((*objects.shape.shape, pixels), _FAR)
-    centre = torch.cat([objects.position, objects.half_height.unsqueeze(-1)], -1)
+    centre = objects.centre
     for shape, formula in _INTERSECT.items():
         scene, index = (objects.present & (objects.shape == shape)).nonzero(as_tuple=True)
         if not len(scene):
@@ -153,6 +167,65 @@ def intersect(objects: Objects, origin: Tensor, direction: Tensor) -> Tensor:
             offset, ray = _to_local(offset, yaw), _to_local(ray, yaw)
         hits[scene, index] = formula(offset, ray, radius)
     return hits
+
+
+def candidates(
+    objects: Objects,
+    scene: Tensor,
+    origin: Tensor,
+    direction: Tensor,
+    spread: Tensor | float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Pairs of a ray and an object that it may meet, as `(K,)` ray and `(K,)` object indices.
+
+    R rays from `origin` along `direction` `(3, R)` in the scenes `scene` `(R,)`, tested against
+    the sphere around each object. A ray may be a cone with radius `spread` m at distance 1.
+    """
+    centre = objects.centre.permute(2, 1, 0)
+    reach = torch.where(objects.present, objects.reach, -_FAR).T[:, scene]
+    offset = centre[:, :, scene] - origin.unsqueeze(1)  # (3, N, R)
+    ahead = (offset[0] * direction[0]).addcmul_(offset[1], direction[1])
+    ahead = ahead.addcmul_(offset[2], direction[2]) / direction.square().sum(0)
+    apart = (offset - ahead * direction.unsqueeze(1)).square_().sum(0)
+    room = reach + spread * ahead.clamp(0, 1)
+    inside = offset.square_().sum(0) < reach * reach
+    index, ray = ((room > 0) & (apart < room * room) & ((ahead > 0) | inside)).nonzero().unbind(1)
+    return ray, index
+
+
+def distances(
+    objects: Objects, scene: Tensor, index: Tensor, origin: Tensor, direction: Tensor
+) -> Tensor:
+    """Distance `(K,)` along rays `(3, K)` to object `index` `(K,)` of `scene` `(K,)`, each ray
+    tested against that one object; inf where missed.
+    """
+    hits = torch.full_like(direction[0], _FAR)
+    kind = objects.shape[scene, index]
+    for shape, formula in _INTERSECT.items():
+        rays = (kind == shape).nonzero().squeeze(1)
+        place = scene[rays], index[rays]
+        offset = (origin[:, rays] - objects.centre[place].T).unsqueeze(0)
+        ray = direction[:, rays].unsqueeze(0)
+        if shape == CUBE:
+            yaw = objects.yaw[place].unsqueeze(0)
+            offset, ray = _to_local(offset, yaw), _to_local(ray, yaw)
+        hits[rays] = formula(offset, ray, objects.radius[place].unsqueeze(0)).squeeze(0)
+    return hits
+
+
+def nearest(
+    objects: Objects, scene: Tensor, origin: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distance `(R,)` and index `(R,)` of the first object along rays `(3, R)`; inf and -1 if
+    none. Much cheaper than `intersect` where objects fill little of the view.
+    """
+    ray, index = candidates(objects, scene, origin, direction)
+    hits = distances(objects, scene[ray], index, origin[:, ray], direction[:, ray])
+    first = torch.full_like(direction[0], _FAR).scatter_reduce_(0, ray, hits, "amin")
+    owner = torch.full_like(scene, -1)
+    won = (hits == first[ray]) & hits.isfinite()
+    owner = owner.scatter_reduce_(0, ray, torch.where(won, index, -1), "amax")
+    return first, owner
 
 
 def _unit(vector: Tensor) -> Tensor:
@@ -177,8 +250,7 @@ def _normals(objects: Objects, index: Tensor, point: Tensor) -> Tensor:
     shape = _per_pixel(objects.shape, index).unsqueeze(1)
     radius = _per_pixel(objects.radius, index).unsqueeze(1)
     yaw = _per_pixel(objects.yaw, index)
-    centre = torch.cat([objects.position, objects.half_height.unsqueeze(-1)], -1)
-    local = (point - _per_pixel(centre, index)) / radius
+    local = (point - _per_pixel(objects.centre, index)) / radius
     turned = _to_local(local, yaw)
     reach = turned.abs()
     face = (reach == reach.amax(1, keepdim=True)) * turned.sign()
