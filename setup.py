@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 NAME = "oc_perception"
+H5PY = "h5py>=3.12.1,<4"
 
 
 def data_files(*directories: str) -> list[tuple[str, list[str]]]:
@@ -41,7 +42,8 @@ setup(
         "torch>=2.6,<3",
     ],
     extras_require={
-        "test": ["pillow>=10", "pytest>=8,<10", "ruff>=0.9,<1", "scikit-learn>=1.5,<2"],
+        "datasets": [H5PY],
+        "test": [H5PY, "pillow>=10", "pytest>=8,<10", "ruff>=0.9,<1", "scikit-learn>=1.5,<2"],
     },
     entry_points={"console_scripts": [f"oc-perception = {NAME}.cli:main"]},
     zip_safe=False,

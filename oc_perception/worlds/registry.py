@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from oc_perception.configuration import ConfigurationError, from_mapping, nearest
+from oc_perception.worlds.published import Published, PublishedConfig
+from oc_perception.worlds.rooms import Rooms, RoomsConfig
 from oc_perception.worlds.sprites import Sprites, SpritesConfig
 from oc_perception.worlds.tabletop import Tabletop, TabletopConfig
 from oc_perception.worlds.tetrominoes import (
@@ -23,6 +25,8 @@ from oc_perception.worlds.tetrominoes import (
 
 WORLDS = {
     "ambiguous_tetrominoes": (AmbiguousTetrominoesConfig, AmbiguousTetrominoes),
+    "published": (PublishedConfig, Published),
+    "rooms": (RoomsConfig, Rooms),
     "sprites": (SpritesConfig, Sprites),
     "tabletop": (TabletopConfig, Tabletop),
     "tetrominoes": (TetrominoesConfig, Tetrominoes),

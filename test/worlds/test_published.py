@@ -1,0 +1,576 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published files are read exactly as they are, or refused with cause and cure."""
+
+import contextlib
+import gzip
+import json
+import math
+import struct
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oc_perception.cli import main
+from oc_perception.configuration import ConfigurationError
+from oc_perception.worlds.registry import create_world
+from oc_perception.worlds.tfrecord import crc32c, parse_example, read_records
+
+# An encoder of our own for TFRecord, which shares nothing with the reader.
+
+
+def long_division(register):
+    for _ in range(8):
+        register = register >> 1 ^ 0x82F63B78 * (register & 1)
+    return register
+
+
+TABLE = [long_division(byte) for byte in range(256)]
+
+
+def slow_crc32c(data):
+    register = 0xFFFFFFFF
+    for byte in data:
+        register = register >> 8 ^ TABLE[(register ^ byte) & 255]
+    return register ^ 0xFFFFFFFF
+
+
+def frame(data):
+    def masked(part):
+        value = slow_crc32c(part)
+        return struct.pack("<I", ((value >> 15) + (value << 17) + 0xA282EAD8) % 2**32)
+
+    length = struct.pack("<Q", len(data))
+    return length + masked(length) + data + masked(data)
+
+
+def varint(value):
+    low, rest = value % 128, value // 128
+    return bytes([low + 128]) + varint(rest) if rest else bytes([low])
+
+
+def field(number, content):
+    return varint(number * 8 + 2) + varint(len(content)) + content
+
+
+def floats(values):
+    return field(2, field(1, np.asarray(values, "<f4").tobytes()))
+
+
+def strings(values):
+    """One string for each byte, as in the published sets."""
+    return field(1, b"".join(b"\x0a\x01%c" % int(value) for value in np.ravel(values)))
+
+
+def string(values):
+    """All bytes in one string."""
+    return field(1, field(1, np.asarray(values, np.uint8).tobytes()))
+
+
+def example(**features):
+    entries = (field(1, field(1, k.encode()) + field(2, v)) for k, v in features.items())
+    return field(1, b"".join(entries))
+
+
+def write(path, records, compress=True):
+    data = b"".join(map(frame, records))
+    path.write_bytes(gzip.compress(data) if compress else data)
+    return path
+
+
+def picture(size, num_entities, number, channels=3):
+    """A random image, and the entity of each pixel: vertical stripes, entity 0 leftmost."""
+    height, width = size
+    draw = np.random.default_rng(number)
+    image = draw.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return image, np.tile(np.arange(width) * num_entities // width, (height, 1))
+
+
+def one_hot(entities, num_entities):
+    """`(E, H, W, 1)`, 0 or 255."""
+    return (entities == np.arange(num_entities)[:, None, None])[..., None].astype(np.uint8) * 255
+
+
+def tetrominoes(number, num_entities=4):
+    image, entities = picture((35, 35), num_entities, number)
+    return example(
+        image=strings(image),
+        mask=strings(one_hot(entities, num_entities)),
+        shape=floats(np.arange(num_entities) + number),
+        color=floats([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 1]][:num_entities]),
+        x=floats(np.zeros(num_entities)),
+        visibility=floats(np.ones(num_entities)),
+    )
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Five scenes; number n has n + 1 entities, the background among them."""
+    records = [example_with(n) for n in range(5)]
+    return write(tmp_path_factory.mktemp("published") / "tetrominoes.tfrecords", records)
+
+
+def example_with(number):
+    image, entities = picture((35, 35), number + 1, number)
+    shape = floats(np.arange(6) + 10 * number)
+    return example(image=strings(image), mask=strings(one_hot(entities, 6)), shape=shape)
+
+
+def world(path, batch_size=1, seed=0, **config):
+    return create_world("published", {"path": str(path), **config}, batch_size, seed)
+
+
+def in_order(path, batch_size, **config):
+    return world(path, batch_size, shuffle=False, **config)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [  # RFC 3720, B.4, whose bytes are in the order of transmission
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+        (
+            bytes.fromhex(
+                "01c00000000000000000000000000000140000000000040000000014"
+                "0000001828000000000000000200000000000000"
+            ),
+            0xD9963A56,
+        ),
+        (b"123456789", 0xE3069283),
+    ],
+)
+def test_checksum_is_that_of_the_standard(data, expected):
+    assert crc32c(data) == slow_crc32c(data) == expected
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 255, 256, 257, 4095, 4096, 4097, 20_001])
+def test_checksum_of_long_data_equals_the_bitwise_one(length):
+    data = np.random.default_rng(length).bytes(length)
+    assert crc32c(data) == slow_crc32c(data)
+
+
+def test_example_takes_packed_and_single_values_and_skips_what_it_does_not_know():
+    record = example(
+        packed=floats([1.5, -2]),
+        single=field(2, b"\x0d" + struct.pack("<f", 3.25)),
+        integers=field(3, field(1, varint(300) + b"\xff" * 9 + b"\x01")),
+        integer=field(3, b"\x08" + varint(7)),
+        text=field(1, field(1, b"two strings") + field(1, b", joined")),
+        newer=field(9, b"?") + b"\x08\x01" + b"\x11" + bytes(8) + floats([4]),
+        empty=b"",
+    )
+    found = {name: values.tolist() for name, values in parse_example(record).items()}
+    text = bytes(found.pop("text"))
+    assert text == b"two strings, joined"
+    assert found == {
+        "packed": [1.5, -2],
+        "single": [3.25],
+        "integers": [300, -1],
+        "integer": [7],
+        "newer": [4],
+        "empty": [],
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_bytes_are_parsed_or_refused(seed):
+    """Nothing but ConfigurationError, whatever a damaged record holds."""
+    draw = np.random.default_rng(seed)
+    good = example(image=strings(range(50)), x=floats(range(5)), n=field(3, field(1, b"\x05")))
+    for _ in range(500):
+        damaged = bytearray(good)
+        for at in draw.integers(0, len(good), draw.integers(1, 4)):
+            damaged[at] = draw.integers(256)
+        with contextlib.suppress(ConfigurationError):
+            parse_example(bytes(damaged[: draw.integers(len(good) + 1)]))
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_tetrominoes_are_read_exactly(tmp_path, compress):
+    path = write(tmp_path / "t.tfrecords", [tetrominoes(n) for n in range(3)], compress)
+    scenes = in_order(path, 3).sample(35, 35)
+    for n in range(3):
+        image, entities = picture((35, 35), 4, n)
+        assert torch.equal(scenes.images[n], torch.tensor(image / 255).permute(2, 0, 1).float())
+        assert torch.equal(scenes.labels[n], torch.tensor(entities))
+    assert scenes.images.dtype == torch.float32 and scenes.labels.dtype == torch.int64
+    assert scenes.present.tolist() == [[True] * 3] * 3
+    assert scenes.factors["shape"].tolist() == [[1, 2, 3], [2, 3, 4], [3, 4, 5]]
+    assert scenes.factors["rgb"][2].tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    edges = [9, 18, 27, 35]  # where stripes end
+    for n, position in enumerate(scenes.factors["position"][0].tolist()):
+        assert position == pytest.approx([(edges[n] + edges[n + 1]) / 2 / 35, 0.5])
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_multi_dsprites_have_masks_with_entities_last(tmp_path, channels):
+    image, entities = picture((64, 64), 4, 7, channels)
+    record = example(
+        image=strings(image),
+        mask=strings(one_hot(entities, 6).transpose(1, 2, 0, 3)),
+        color=floats(np.full((6, channels), 0.5)),
+        orientation=floats(np.arange(6)),
+        scale=floats(np.arange(6) / 8),
+    )
+    scenes = in_order(write(tmp_path / "s.tfrecords", [record]), 2).sample(64, 64)
+    assert torch.equal(scenes.labels[1], torch.tensor(entities))
+    assert scenes.images.shape == (2, 3, 64, 64)
+    expected = torch.tensor(image / 255).permute(2, 0, 1).float().expand(3, -1, -1)
+    assert torch.equal(scenes.images[0], expected)
+    assert scenes.present[0].tolist() == [True] * 3 + [False] * 2
+    assert scenes.factors["angle"][0].tolist() == [[1], [2], [3], [4], [5]]
+    assert scenes.factors["size"][0].tolist() == [[0.125], [0.25], [0.375], [0.5], [0.625]]
+    assert ("rgb" if channels == 3 else "colour") in scenes.factors
+
+
+def test_clevr_is_cropped_and_has_categories_and_radians(tmp_path):
+    image, entities = picture((240, 320), 11, 1)
+    numbers = np.arange(11)
+    record = example(
+        image=string(image),
+        mask=string(one_hot(entities, 11)),
+        color=strings(numbers),
+        material=strings(numbers % 3),
+        size=strings(numbers % 2),
+        rotation=floats(numbers * 36),
+    )
+    path = write(tmp_path / "clevr.tfrecords", [record])
+    scenes = in_order(path, 1, crop=[29, 64, 192, 192]).sample(192, 192)
+    crop = np.s_[29:221, 64:256]
+    assert torch.equal(scenes.labels[0], torch.tensor(entities[crop]))
+    assert torch.equal(scenes.images[0], torch.tensor(image[crop] / 255).permute(2, 0, 1).float())
+    seen = np.isin(numbers[1:], entities[crop])
+    assert scenes.present[0].tolist() == seen.tolist() and not seen.all()
+    assert scenes.factors["colour"][0].tolist() == numbers[1:].tolist()
+    assert scenes.factors["size"][0].tolist() == (numbers[1:] % 2).tolist()
+    assert scenes.factors["material"].dtype == torch.int64
+    assert scenes.factors["angle"][0, 4].item() == pytest.approx(math.pi)
+    with pytest.raises(ConfigurationError, match="reaches beyond the images"):
+        world(path, crop=[100, 0, 192, 192])
+
+
+def test_objects_room_has_four_background_entities(tmp_path):
+    image, entities = picture((64, 64), 7, 3)
+    record = example(image=strings(image), mask=strings(one_hot(entities, 7)))
+    path = write(tmp_path / "rooms.tfrecords", [record])
+    assert in_order(path, 1).sample(64, 64).labels.unique().tolist() == [0, 1, 2, 3]
+    walls = in_order(path, 1, background_entities=1).sample(64, 64)
+    assert walls.labels.unique().tolist() == list(range(7))
+
+
+def test_resizing_averages_images_and_keeps_labels_whole(file):
+    scenes = in_order(file, 5)
+    native, small, large = (scenes.sample(size, size) for size in (35, 7, 70))
+    picture = Image.fromarray((native.images[4] * 255).round().byte().permute(1, 2, 0).numpy())
+    expected = np.asarray(picture.resize((7, 7), Image.Resampling.BILINEAR)) / 255
+    assert small.images[4].permute(1, 2, 0).numpy() == pytest.approx(expected, abs=1.1 / 255)
+    assert torch.equal(small.labels, native.labels[:, 2::5, 2::5])
+    assert torch.equal(large.labels, native.labels.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert large.images.min() >= 0 and large.images.max() <= 1
+
+
+def test_number_of_objects_does_not_count_the_background(file):
+    scenes = in_order(file, 3, num_objects=[2, 4]).sample(35, 35)
+    assert scenes.present.sum(1).tolist() == [2, 3, 4]
+    assert in_order(file, 1, num_objects=[0, 0]).sample(35, 35).labels.max() == 0
+
+
+def test_first_and_count_are_positions_in_the_file(file):
+    shapes = in_order(file, 2, first=1, count=2).sample(35, 35).factors["shape"]
+    assert shapes[:, 0].tolist() == [11, 21]
+    filtered = in_order(file, 1, first=1, count=2, num_objects=[2, 5]).sample(35, 35)
+    assert filtered.factors["shape"][0, 0] == 21
+
+
+def first_shapes(source, batches):
+    draws = [source.sample(35, 35).factors["shape"][:, 0] // 10 for _ in range(batches)]
+    return torch.cat(draws).tolist()
+
+
+def test_in_order_every_scene_comes_once_in_each_round(file):
+    assert first_shapes(in_order(file, 2), 5) == [0, 1, 2, 3, 4] * 2
+    started = create_world("published", {"path": str(file), "shuffle": False}, 5, 2_000_003)
+    assert first_shapes(started, 1) == [3, 4, 0, 1, 2]
+
+
+def test_shuffling_follows_the_seed_and_reaches_all_scenes(file):
+    draws = first_shapes(world(file, 4, seed=1), 20)
+    assert draws == first_shapes(world(file, 4, seed=1), 20)
+    assert draws != first_shapes(world(file, 4, seed=2), 20)
+    assert set(draws) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_restored_generator_resumes_exactly(file, shuffle):
+    source = world(file, 3, seed=5, shuffle=shuffle)
+    source.sample(35, 35)
+    state = source.generator.get_state()
+    rest = first_shapes(source, 4)
+    resumed = world(file, 3, seed=5, shuffle=shuffle)
+    resumed.generator.set_state(state)
+    assert first_shapes(resumed, 4) == rest
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = write(tmp_path / "t.tfrecords", [example_with(1)])
+    assert in_order(path, 1).sample(35, 35).labels.max() == 1
+    write(path, [example_with(2)])
+    assert in_order(path, 1).sample(35, 35).labels.max() == 2
+
+
+def damaged(tmp_path, kind):
+    """A file that is `kind`, and what must be said about it."""
+    path = tmp_path / "bad.tfrecords"
+    records = [tetrominoes(0), tetrominoes(1)]
+    if kind == "missing":
+        return path, "set path to"
+    if kind == "cut off, plain":
+        write(path, records, compress=False).write_bytes(path.read_bytes()[:-100])
+        return path, "ends in the middle of record 1. Download"
+    if kind == "cut off, compressed":
+        write(path, records).write_bytes(path.read_bytes()[:-100])
+        return path, "Download"
+    if kind == "flipped bit":
+        data = bytearray(write(path, records, compress=False).read_bytes())
+        data[500] ^= 1
+        path.write_bytes(data)
+        return path, "checksum of record 0 is wrong"
+    if kind == "flipped length":
+        data = bytearray(write(path, records, compress=False).read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        return path, "record 1 is damaged"
+    if kind == "another format":
+        path.write_bytes(bytes(1000))
+        return path, "not a TFRecord"
+    if kind == "damaged gzip":
+        path.write_bytes(gzip.compress(b"")[:10] + b"\xff" * 100)
+        return path, "Cannot read"
+    if kind == "empty":
+        path.write_bytes(b"")
+        return path, "holds no scene"
+    if kind == "no protocol buffer":
+        return write(path, [b"\x0b hello"]), "Unknown wire type 3"
+    if kind == "other features":
+        write(path, [example(image_0=strings([1]), x=floats([1]))])
+        return path, "no feature image and mask, but image_0, x"
+    if kind == "unknown size":
+        write(path, [example(image=strings(range(30)), mask=strings([0]))])
+        return path, "30 values has none of the published sizes"
+    if kind == "mask of another size":
+        write(path, [example(image=strings(np.zeros(3675)), mask=strings(range(7)))])
+        return path, "does not fit an image of 35x35"
+    if kind == "factor of another length":
+        image, entities = picture((35, 35), 2, 0)
+        mask = strings(one_hot(entities, 2))
+        write(path, [example(image=strings(image), mask=mask, shape=floats([1, 2, 3]))])
+        return path, "shape has 3 values for 2 masks"
+    if kind == "scenes of two kinds":
+        return write(path, [tetrominoes(0, 4), tetrominoes(0, 3)]), "scene 1 differs"
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing",
+        "cut off, plain",
+        "cut off, compressed",
+        "flipped bit",
+        "flipped length",
+        "another format",
+        "damaged gzip",
+        "empty",
+        "no protocol buffer",
+        "other features",
+        "unknown size",
+        "mask of another size",
+        "factor of another length",
+        "scenes of two kinds",
+    ],
+)
+def test_a_bad_file_is_refused_with_cause_and_cure(tmp_path, kind):
+    path, reason = damaged(tmp_path, kind)
+    with pytest.raises(ConfigurationError, match=reason) as error:
+        world(path)
+    assert "bad.tfrecords" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"first": 5}, "no scene from number 5 on: lower first"),
+        ({"first": 3, "count": 3}, "ends after 5 scenes: lower first or count"),
+        ({"num_objects": [7, 9]}, "none of the 5 scenes has num_objects"),
+        ({"memory_gb": 1e-5}, "4.9 kB each.*Set count or crop"),
+        ({"count": 4, "memory_gb": 1.8e-5}, "take more than memory_gb"),
+        ({"split": "train"}, "no splits: choose scenes by first and count"),
+        ({"first": -1}, "first must be at least 0"),
+        ({"count": 0}, "count at least 1"),
+        ({"num_objects": [3, 2]}, "low <= high"),
+        ({"crop": [0, 0, 0, 5]}, "top, left, height, width"),
+        ({"background_entities": 0}, "at least 1"),
+        ({"memory_gb": 0}, "positive"),
+    ],
+)
+def test_an_impossible_selection_is_refused_with_cause_and_cure(file, config, reason):
+    with pytest.raises(ConfigurationError, match=reason):
+        world(file, **config)
+
+
+def test_the_evaluate_command_runs_on_a_published_file(file, capsys):
+    settings = ["--set", f"path={file}", "--set", "num_objects=[1,5]", "--set", "shuffle=false"]
+    words = ["evaluate", "grid", "--world", "published", *settings, "--device", "cpu"]
+    assert main([*words, "--scenes", "4", "--json", "-"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["scenes"] == 4 and 0 <= scores["miou"] <= 1
+    assert main([*words, "--set", "first=9"]) == 2
+    assert "lower first" in capsys.readouterr().err
+
+
+def test_the_train_command_runs_on_a_published_file(file, tmp_path):
+    settings = {
+        "world": "published",
+        "world_config": f"{{path: {file}}}",
+        "training.steps": 1,
+        "training.batch_size": 2,
+        "training.evaluation_scenes": 2,
+        "model_config.frame_size": "[12,16]",
+        "model_config.attention_channels": "[8,8]",
+        "model_config.encoder_channels": "[8]",
+        "model_config.decoder_channels": 8,
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    output = ["--output", str(tmp_path), "--device", "cpu"]
+    assert main(["train", "--recipe", "monet_demo", *words, *output]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["world"] == "published"
+
+
+def test_a_file_written_by_tensorflow_is_read(data_directory):
+    """Sums, frames and features of 14 real robot episodes (no scenes, so only the records)."""
+    path = data_directory / "bridge_mini" / "bridge_carrot_cup.tfrecord"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent")
+    episodes = [parse_example(record) for _, record in read_records(path)]
+    assert len(episodes) == 14
+    for episode in episodes:
+        assert bytes(episode["steps/observation/image_0"][:2]) == b"\xff\xd8"  # JPEG
+        assert episode["steps/action"].shape == (70,) and episode["steps/reward"].shape == (10,)
+        assert episode["steps/is_first"].tolist() == [1] + [0] * 9
+    assert [number for number, _ in read_records(path, 12)] == [12, 13]
+    with pytest.raises(ConfigurationError, match="no feature image and mask"):
+        world(path)
+
+
+def write_hdf5(path, **datasets):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as stream:
+        for name, values in datasets.items():
+            stream[name.replace("__", "/")] = values
+    return path
+
+
+def pictures(total, size=(20, 24), num_entities=4):
+    images, entities = zip(*(picture(size, num_entities, n) for n in range(total)), strict=True)
+    return np.stack(images), np.stack(entities)
+
+
+def assert_same(scenes, images, entities):
+    assert torch.equal(scenes.images, torch.tensor(images / 255).permute(0, 3, 1, 2).float())
+    assert torch.equal(scenes.labels, torch.tensor(entities))
+
+
+@pytest.mark.parametrize("form", ["entities", "entities, flat", "numbers", "numbers, flat"])
+@pytest.mark.parametrize("names", [("image", "mask"), ("imgs", "masks"), ("images", "masks")])
+def test_hdf5_is_read_exactly(tmp_path, names, form):
+    images, entities = pictures(70)  # more than are read at a time
+    masks = entities[..., None].astype(np.uint8)
+    if "entities" in form:
+        masks = np.stack([one_hot(scene, 4) for scene in entities])
+    if "flat" in form:
+        masks = masks[..., 0]
+    shape = np.arange(70)[:, None] + np.arange(4)
+    path = write_hdf5(tmp_path / "d.h5", **dict(zip(names, (images, masks), strict=True)),
+                      shape=shape, color=np.full((70, 4, 3), 255))  # fmt: skip
+    scenes = in_order(path, 70).sample(20, 24)
+    assert_same(scenes, images, entities)
+    assert torch.equal(scenes.factors["shape"], torch.tensor(shape[:, 1:]))
+    assert scenes.factors["rgb"].eq(1).all() and scenes.factors["rgb"].shape == (70, 3, 3)
+    part = in_order(path, 2, first=63, count=2).sample(20, 24)
+    assert_same(part, images[63:65], entities[63:65])
+
+
+def test_hdf5_splits_are_chosen_by_name(tmp_path):
+    images, entities = pictures(4)
+    masks = np.stack([one_hot(scene, 4) for scene in entities])
+    path = write_hdf5(tmp_path / "d.h5", train__imgs=images[:3], train__masks=masks[:3],
+                      test__imgs=images[3:].astype(np.float32), test__masks=masks[3:] / 255.0,
+                      train__factors__x=np.zeros(3))  # fmt: skip
+    assert_same(in_order(path, 3, split="train").sample(20, 24), images[:3], entities[:3])
+    assert_same(in_order(path, 1, split="test").sample(20, 24), images[3:], entities[3:])
+    with pytest.raises(ConfigurationError, match=r"has several splits: set split.*test, train"):
+        world(path)
+    with pytest.raises(ConfigurationError, match=r"no split 'tran'. Did you mean 'train'"):
+        world(path, split="tran")
+
+
+def test_hdf5_sequences_give_their_first_frame(tmp_path):
+    images, entities = pictures(6, (28, 28))
+    features = (images[..., :1] > 127).astype(np.float32).reshape(2, 3, 28, 28, 1)
+    path = write_hdf5(tmp_path / "shapes.h5", training__features=features,
+                      training__groups=entities.reshape(2, 3, 28, 28, 1) * 1.0)  # fmt: skip
+    scenes = in_order(path, 3).sample(28, 28)
+    assert_same(scenes, np.repeat(features[0] * 255, 3, -1), entities[:3])
+
+
+def test_hdf5_objects_room_has_four_background_entities(tmp_path):
+    images, entities = pictures(2, (64, 64), 7)
+    path = write_hdf5(tmp_path / "rooms.hdf5", image=images, mask=entities[..., None],
+                      visibility=np.ones((2, 7)), num_actual_objects=[[3], [3]])  # fmt: skip
+    assert in_order(path, 2).sample(64, 64).labels.unique().tolist() == [0, 1, 2, 3]
+    assert world(path, num_objects=[3, 3]).sample(64, 64).present.all()
+
+
+@pytest.mark.parametrize(
+    ("datasets", "config", "reason"),
+    [
+        ({"pictures": 1, "train__imgs": 2}, {}, "none of the pairs.*but pictures, train/imgs"),
+        ({"image": 1}, {"split": "train"}, "no splits"),
+        ({"image": np.zeros((2, 5, 5, 4))}, {}, r"must be \(N, H, W, 1 or 3\)"),
+        ({"image": np.full((2, 20, 24, 3), -0.5)}, {}, r"must lie in \[0, 1\]"),
+        ({"image": np.full((2, 20, 24, 3), np.nan)}, {}, r"must lie in \[0, 1\]"),
+        ({"mask": np.zeros((2, 4, 20, 20, 1))}, {}, "do not fit images"),
+        ({"mask": np.full((2, 20, 24), 0.5)}, {}, "integers from 0 to 255"),
+        ({}, {"first": 2}, "no scene from number 2 on"),
+        ({}, {"count": 3}, "ends after 2 scenes"),
+    ],
+)
+def test_hdf5_of_another_layout_is_refused_with_cause_and_cure(tmp_path, datasets, config, reason):
+    if "pictures" not in datasets:
+        images, entities = pictures(2)
+        datasets = {"image": images, "mask": entities, **datasets}
+        if isinstance(datasets["image"], int):
+            datasets["image"] = images
+    path = write_hdf5(tmp_path / "d.h5", **datasets)
+    with pytest.raises(ConfigurationError, match=reason):
+        world(path, **config)
+
+
+def test_hdf5_cut_off_is_refused(tmp_path):
+    images, entities = pictures(3)
+    path = write_hdf5(tmp_path / "d.h5", image=images, mask=entities)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ConfigurationError, match=r"Cannot read.*download it again"):
+        world(path)
+
+
+def test_hdf5_without_its_library_names_the_cure(tmp_path, monkeypatch):
+    path = tmp_path / "d.h5"
+    path.write_bytes(b"\x89HDF\r\n\x1a\n")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'oc_perception\[datasets\]'"):
+        world(path)
