@@ -3,7 +3,6 @@
 
 import json
 
-import cv2
 import pytest
 
 from oc_perception.cli import main
@@ -35,25 +34,9 @@ def test_training_stops_resumes_and_ends_with_metrics_of_fresh_scenes(tmp_path, 
     assert metrics["recipe"]["training"]["steps"] == 2
 
 
-def test_evaluation_prints_json_and_draws_a_decomposition(tmp_path, capsys):
-    figure = tmp_path / "decomposition.png"
-    words = ["evaluate", "grid", "--scenes", "40", "--json", "-", "--figure", str(figure)]
-    assert main(words) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert scores.keys() == {"fg_ari", "ari", "miou", "mse", "scenes", "seed"}
-    assert scores["scenes"] == 40 and 0 < scores["fg_ari"] < 1
-    assert cv2.imread(str(figure)).shape == (8 * 48 * 2, 8 * 64 * 2, 3)  # 2 + 6 slots across
-    assert main(words) == 0
-    assert json.loads(capsys.readouterr().out) == scores
-
-
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["evaluate", "no_such"], "oc-perception train"),
-        (["evaluate", "grid", "--device", "cuda:99"], "choose 'cpu'"),
-        (["evaluate", "grid", "--slots", "3"], "cannot run with --slots 3"),
-        (["evaluate", "grid", "--set", "radius=1"], "Did you mean 'radius_m'"),
         (["train", "--recipe", "monet_dem"], "Did you mean 'monet_demo'"),
     ],
 )
