@@ -466,6 +466,23 @@ def test_a_file_written_by_tensorflow_is_read(data_directory):
         world(path)
 
 
+def test_published_tetrominoes_are_what_their_description_says(data_directory):
+    """The ten scenes that come with the published code of IODINE (Greff et al. 2019)."""
+    path = data_directory / "tetrominoes_mini" / "tetrominoes_mini.tfrecords"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent")
+    scenes = in_order(path, 10, count=10).sample(35, 35)
+    assert scenes.present.all() and scenes.present.shape == (10, 3)
+    for image, labels, shape, rgb in zip(
+        scenes.images, scenes.labels, scenes.factors["shape"], scenes.factors["rgb"], strict=True
+    ):
+        assert labels.flatten().bincount().tolist() == [925, 100, 100, 100]
+        assert image[:, labels == 0].eq(0).all()
+        assert shape.min() >= 1 and shape.max() <= 19
+        for n in range(3):  # full colour at the brightest pixels of a block, which are shaded
+            assert torch.equal(image[:, labels == n + 1].amax(1), rgb[n])
+
+
 def write_hdf5(path, **datasets):
     h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as stream:
