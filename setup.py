@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).resolve().parent
 NAME = "oc_perception"
 H5PY = "h5py>=3.12.1,<4"
+MATPLOTLIB = "matplotlib>=3.8,<4"
 
 
 def data_files(*directories: str) -> list[tuple[str, list[str]]]:
@@ -43,7 +44,15 @@ setup(
     ],
     extras_require={
         "datasets": [H5PY],
-        "test": [H5PY, "pillow>=10", "pytest>=8,<10", "ruff>=0.9,<1", "scikit-learn>=1.5,<2"],
+        "figures": [MATPLOTLIB],
+        "test": [
+            H5PY,
+            MATPLOTLIB,
+            "pillow>=10",
+            "pytest>=8,<10",
+            "ruff>=0.9,<1",
+            "scikit-learn>=1.5,<2",
+        ],
     },
     entry_points={"console_scripts": [f"oc-perception = {NAME}.cli:main"]},
     zip_safe=False,
