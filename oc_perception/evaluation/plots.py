@@ -100,7 +100,7 @@ def plot_traversal(traversal: Traversal, title: str, path: Path) -> None:
         for column, axis in enumerate(cells):
             _picture(axis, traversal.images[row, column])
             if row == 0:
-                offset = f"{traversal.offsets[column]:+.1f} σ".replace("-", "−")
+                offset = _number(traversal.offsets[column], 1, "+") + " σ"
                 axis.set_title("mean" if 2 * column == columns - 1 else offset, fontsize=8)
         _row_label(cells[0], f"z{traversal.latents[row]}\nσ {traversal.spreads[row]:.2f}")
         cells[traversal.nearest[row]].spines[:].set(visible=True, color=_ORANGE, linewidth=2)
@@ -120,7 +120,7 @@ def plot_hypotheses(
     height, width = frames.shape[2:]
     side = 1.15
     size = (side * (columns + 2), side * rows * (height / width + 0.32) + 0.5)
-    figure, axes = _figure(rows, columns + 2, size, title)
+    figure, axes = _figure(rows, columns + 2, size, f"{title}: likeliest hypothesis first")
     for row in range(rows):
         first, second, *cells = axes[row * (columns + 2) : (row + 1) * (columns + 2)]
         _picture(first, frames[row])
@@ -131,8 +131,9 @@ def plot_hypotheses(
             _picture(axis, segments)
             behind = found.elbo[row, 0] - found.elbo[row, column]
             score = fg_ari(labels[row : row + 1], predicted[None]).item()
-            rank = f"ELBO {found.elbo[row, 0]:.0f}" if column == 0 else f"−{behind:.1f} nats"
-            axis.set_title(f"{rank}\nFG-ARI {score:.2f}", fontsize=8)
+            best = f"ELBO {_number(found.elbo[row, 0], 0)}"
+            rank = _number(-behind, 1) + " nats" if column else best
+            axis.set_title(f"{rank}\nFG-ARI {_number(score, 2)}", fontsize=8)
         _picture(second, truth)
         second.set_title("truth", fontsize=8)
     figure.savefig(path, dpi=_DPI)
@@ -182,3 +183,8 @@ def _picture(axis: Axes, image: Tensor | np.ndarray) -> None:
 
 def _row_label(axis: Axes, text: str) -> None:
     axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
+
+
+def _number(value: Tensor | float, digits: int, sign: str = "-") -> str:
+    """With a minus sign, not a hyphen; `sign` "+" shows a plus too."""
+    return f"{float(value):{sign}.{digits}f}".replace("-", "−")
