@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slot Attention (Locatello et al. 2020, arXiv 2006.15055), carried through time as in SAVi (Kipf et
-al. 2022, arXiv 2111.12594).
+"""Slot Attention (Locatello et al. 2020, arXiv 2006.15055), through time as in SAVi (Kipf et al.
+2022, arXiv 2111.12594).
 
 K slots start as draws from one Gaussian and compete for the features of a frame: each feature
-shares its attention among the slots (softmax over slots), each slot moves towards the weighted
-mean of what it won. A spatial broadcast decoder turns each slot into an appearance and a mask
-logit; the squared error of their mixture is the only objective. A predictor carries the slots to
-the next frame, and further when there is none.
+shares its attention among the slots, each slot moves towards the weighted mean of what it won. A
+spatial broadcast decoder turns a slot into an appearance and a mask logit; the squared error of
+the mixture is the only objective. A predictor carries the slots on, also when no frame comes.
 
-Shapes: frames `(B, 3, H, W)` in [0, 1], slots `(B, K, D)`, features `(B, N, C)` for N positions,
+Shapes: frames `(B, 3, H, W)` in [0, 1], slots `(B, K, D)`, features `(B, N, D)` for N positions,
 masks `(B, K, H, W)`.
 """
 
@@ -21,25 +20,22 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from oc_perception.configuration import from_mapping
 from oc_perception.models.registry import ModelError, register_model
 from oc_perception.types import Decomposition
-
-_EPSILON = 1e-8  # keeps the weighted mean finite for a slot that wins no feature
 
 
 @dataclass(frozen=True)
 class SlotAttentionConfig:
     """Sizes of the paper (App. E) for frames of 64 x 64 px.
 
-    The first encoder convolution has stride `encoder_stride`. The decoder broadcasts slots over
-    the frame divided by the product of `decoder_strides`, one (transposed) convolution each.
+    `encoder_stride` is that of the first convolution. The decoder broadcasts slots over the frame
+    divided by the product of `decoder_strides`, then undoes one stride in each layer.
     `initial` slots are `gaussian` (any K at test time) or `learned`, one vector for each slot.
     `implicit` sends gradients through the last iteration only (Chang et al. 2022, arXiv
-    2207.00787); off, because the paper unrolls all three.
-    `predictor_heads` 0: slots stay as they are from frame to frame.
+    2207.00787); off, because the paper unrolls all. `predictor_heads` 0: slots do not change
+    between frames.
     """
 
     frame_size: tuple[int, int] = (64, 64)
@@ -79,11 +75,11 @@ class SlotState(NamedTuple):
 
 
 class PositionEmbedding(nn.Module):
-    """A linear map of each position's distances to the four sides (App. E.1), `(H, W, C)`."""
+    """A linear map of the distances to the four sides, for a frame reduced by `factor`."""
 
-    def __init__(self, size: tuple[int, int], channels: int) -> None:
+    def __init__(self, frame_size: tuple[int, int], factor: int, channels: int) -> None:
         super().__init__()
-        axes = (torch.linspace(0, 1, side) for side in size)
+        axes = (torch.linspace(0, 1, math.ceil(side / factor)) for side in frame_size)
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
         self.register_buffer("grid", torch.cat([grid, 1 - grid], -1), persistent=False)
         self.project = nn.Linear(4, channels)
@@ -93,41 +89,33 @@ class PositionEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Convolutions, position embedding and an MLP for each position: `(B, 3, H, W)` to `(B, N,
-    C)`.
-    """
+    """Frames `(B, 3, H, W)` to features `(B, N, D)`."""
 
     def __init__(self, config: SlotAttentionConfig) -> None:
         super().__init__()
-        size, widths, layers = config.kernel_size, (3, *config.encoder_channels), []
-        for index, (before, after) in enumerate(itertools.pairwise(widths)):
-            stride = 1 if index else config.encoder_stride
-            layers += [nn.Conv2d(before, after, size, stride, size // 2), nn.ReLU()]
-        self.convolutions = nn.Sequential(*layers)
-        reduced = tuple(-(-side // config.encoder_stride) for side in config.frame_size)
-        self.position = PositionEmbedding(reduced, widths[-1])
-        self.norm = nn.LayerNorm(widths[-1])
-        self.mlp = nn.Sequential(
-            nn.Linear(widths[-1], widths[-1]), nn.ReLU(), nn.Linear(widths[-1], config.slot_size)
-        )
+        kernel, stride, size = config.kernel_size, config.encoder_stride, config.slot_size
+        widths, layers = (3, *config.encoder_channels), []
+        for index, shape in enumerate(itertools.pairwise(widths)):
+            step = 1 if index else stride
+            layers += [nn.Conv2d(*shape, kernel, step, kernel // 2), nn.ReLU()]
+        self.convolutions, last = nn.Sequential(*layers), widths[-1]
+        self.position = PositionEmbedding(config.frame_size, stride, last)
+        self.norm = nn.LayerNorm(last)
+        self.mlp = nn.Sequential(nn.Linear(last, last), nn.ReLU(), nn.Linear(last, size))
 
     def forward(self, frames: Tensor) -> Tensor:
-        features = self.convolutions(frames).permute(0, 2, 3, 1)
-        features = (features.float() + self.position().float()).flatten(1, 2)
-        return self.mlp(self.norm(features)).float()
+        features = self.convolutions(frames).permute(0, 2, 3, 1).float() + self.position().float()
+        return self.mlp(self.norm(features.flatten(1, 2))).float()
 
 
 class Corrector(nn.Module):
     """Slot Attention (Algorithm 1)."""
 
-    def __init__(self, config: SlotAttentionConfig) -> None:
+    def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
-        size, hidden = config.slot_size, config.mlp_hidden
-        self.norm_inputs = nn.LayerNorm(size)
-        self.norm_slots = nn.LayerNorm(size)
-        self.keys = nn.Linear(size, size, bias=False)
-        self.values = nn.Linear(size, size, bias=False)
-        self.queries = nn.Linear(size, size, bias=False)
+        self.norm_inputs, self.norm_slots = nn.LayerNorm(size), nn.LayerNorm(size)
+        projections = (nn.Linear(size, size, bias=False) for _ in range(3))
+        self.keys, self.values, self.queries = projections
         self.gru = nn.GRUCell(size, size)
         self.mlp = nn.Sequential(
             nn.LayerNorm(size), nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, size)
@@ -137,25 +125,20 @@ class Corrector(nn.Module):
         self, features: Tensor, slots: Tensor, num_iterations: int, implicit: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Slots `(B, K, D)` after `num_iterations`, and the last attention `(B, K, N)`, which
-        sums to 1 over K.
-
-        With `implicit` the slots before the last iteration count as constant, except that the
-        initial slots still receive its gradient (straight through).
+        sums to 1 over K. If `implicit`, only the last iteration passes gradients, straight
+        through to the initial slots.
         """
-        batch, count, size = slots.shape
-        features = self.norm_inputs(features)
+        features, initial = self.norm_inputs(features), slots
         keys, values = self.keys(features), self.values(features)
-        initial = slots
         for iteration in range(num_iterations):
             if implicit and iteration == num_iterations - 1:
                 slots = slots.detach() + initial - initial.detach()
-            queries = self.queries(self.norm_slots(slots)) / math.sqrt(size)
+            queries = self.queries(self.norm_slots(slots)) / math.sqrt(slots.shape[2])
             attention = torch.einsum("b k d, b n d -> b k n", queries, keys).softmax(1)
-            weights = attention + _EPSILON
-            weights = weights / weights.sum(2, keepdim=True)
+            weights = attention / attention.sum(2, keepdim=True).clamp(min=1e-8)
             updates = torch.einsum("b k n, b n d -> b k d", weights, values)
             # The hidden state of the GRU is the slot itself, not its normalised copy.
-            slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view(batch, count, size)
+            slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
             slots = slots + self.mlp(slots)
         return slots, attention
 
@@ -165,19 +148,13 @@ class Decoder(nn.Module):
 
     def __init__(self, config: SlotAttentionConfig) -> None:
         super().__init__()
-        self.frame_size = config.frame_size
-        factor, size = math.prod(config.decoder_strides), config.kernel_size
-        self.position = PositionEmbedding(
-            tuple(-(-side // factor) for side in config.frame_size), config.slot_size
-        )
-        widths, layers = (config.slot_size, *config.decoder_channels), []
-        for (before, after), stride in zip(
-            itertools.pairwise(widths), config.decoder_strides, strict=True
-        ):
-            if stride == 1:
-                layer = nn.Conv2d(before, after, size, padding=size // 2)
-            else:
-                layer = nn.ConvTranspose2d(before, after, size, stride, size // 2, stride - 1)
+        self.frame_size, factor = config.frame_size, math.prod(config.decoder_strides)
+        self.position = PositionEmbedding(config.frame_size, factor, config.slot_size)
+        kernel, widths = config.kernel_size, (config.slot_size, *config.decoder_channels)
+        layers = []
+        for shape, step in zip(itertools.pairwise(widths), config.decoder_strides, strict=True):
+            shape = (*shape, kernel, step, kernel // 2)
+            layer = nn.Conv2d(*shape) if step == 1 else nn.ConvTranspose2d(*shape, step - 1)
             layers += [layer, nn.ReLU()]
         self.convolutions = nn.Sequential(*layers, nn.Conv2d(widths[-1], 4, 3, padding=1))
 
@@ -187,54 +164,44 @@ class Decoder(nn.Module):
         tiled = slots.flatten(0, 1)[:, None, None] + self.position()
         maps = self.convolutions(tiled.permute(0, 3, 1, 2))[..., :height, :width].float()
         means, logits = maps.unflatten(0, slots.shape[:2]).split((3, 1), 2)
-        return means, F.log_softmax(logits.squeeze(2), 1)
+        return means, logits.squeeze(2).log_softmax(1)
 
 
 class SlotAttention(nn.Module):
-    """Encoder, corrector, predictor and decoder.
-
-    `num_slots`, `num_iterations` (first frame) and `tracking_iterations` (later frames) may be
+    """`num_slots`, `num_iterations` (first frame) and `tracking_iterations` (later frames) may be
     changed at test time. Attention and slots stay in float32 under autocast.
     """
 
     def __init__(self, config: SlotAttentionConfig) -> None:
         super().__init__()
         self.config = config
-        self.frame_size = config.frame_size
-        self.num_slots = config.num_slots
+        self.frame_size, self.num_slots = config.frame_size, config.num_slots
         self.num_iterations = config.num_iterations
         self.tracking_iterations = config.tracking_iterations
-        self.encoder = Encoder(config)
-        self.corrector = Corrector(config)
-        self.decoder = Decoder(config)
+        size, hidden, heads = config.slot_size, config.mlp_hidden, config.predictor_heads
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.corrector = Corrector(size, hidden)
         self.predictor = None
-        if config.predictor_heads:
-            # Normalised last, so that slots stay bounded however long the camera is blind.
-            self.predictor = nn.TransformerEncoderLayer(
-                config.slot_size, config.predictor_heads, config.mlp_hidden, 0.0, batch_first=True
-            )
+        if heads:  # normalised last, so that slots stay bounded however long the camera is blind
+            self.predictor = nn.TransformerEncoderLayer(size, heads, hidden, 0, batch_first=True)
         for module in self.modules():  # torch's default shrinks the signal in every layer
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if config.initial == "gaussian":
-            self.initial_mean = nn.Parameter(torch.zeros(config.slot_size))
-            self.initial_log_scale = nn.Parameter(torch.zeros(config.slot_size))
+            self.initial_mean = nn.Parameter(torch.zeros(size))
+            self.initial_log_scale = nn.Parameter(torch.zeros(size))
         else:
-            self.initial_slots = nn.Parameter(torch.randn(config.num_slots, config.slot_size))
+            self.initial_slots = nn.Parameter(torch.randn(config.num_slots, size))
 
     def _initial(self, noise: Tensor) -> Tensor:
         """Initial slots from standard normal `noise` `(B, K, D)`, which `learned` ones ignore."""
         if self.config.initial == "gaussian":
             return self.initial_mean + self.initial_log_scale.exp() * noise
-        batch, slots, _ = noise.shape
-        if slots > self.config.num_slots:
-            raise ModelError(
-                f"num_slots {slots} is more than the {self.config.num_slots} learned slots: lower"
-                " it, or train with initial: gaussian."
-            )
-        return self.initial_slots[:slots].expand(batch, -1, -1)
+        if noise.shape[1] > len(self.initial_slots):
+            raise ModelError(f"num_slots: only {len(self.initial_slots)} were learned, lower it")
+        return self.initial_slots[: noise.shape[1]].expand(len(noise), -1, -1)
 
     def _correct(self, frames: Tensor, slots: Tensor, num_iterations: int) -> Tensor:
         features = self.encoder(frames)
@@ -242,28 +209,22 @@ class SlotAttention(nn.Module):
             return self.corrector(features, slots, num_iterations, self.config.implicit)[0]
 
     def _predict(self, slots: Tensor) -> Tensor:
-        if self.predictor is None:
-            return slots
         with torch.autocast(slots.device.type, enabled=False):
-            return self.predictor(slots)
+            return self.predictor(slots) if self.predictor else slots
 
     def initial_state(self, batch_size: int) -> SlotState:
-        """The same initial slots for every image, so that inference repeats; slot k starts alike
-        for every `num_slots`, and on every device.
-        """
+        """The same slots for every image; slot k starts alike for any K and on any device."""
         generator = torch.Generator().manual_seed(self.config.noise_seed)
         size = self.config.slot_size  # drawn slot by slot: one large draw depends on its size
         draws = [torch.randn(size, generator=generator) for _ in range(self.num_slots)]
-        noise = torch.stack(draws).to(next(self.parameters()).device)
+        noise = torch.stack(draws).to(self.decoder.position.grid.device)
         return SlotState(self._initial(noise.expand(batch_size, -1, -1)).detach(), False)
 
     def step(
         self, state: SlotState, frame: Tensor | None, decode: bool = True
     ) -> tuple[SlotState, Decomposition | None]:
         """Correct the slots by `frame` `(B, 3, H, W)`, decompose it, predict the next slots.
-
-        Without a frame the slots are only predicted, once there was a first one. Without `decode`
-        `means` is None.
+        Without a frame only predict, once there was a first one; without `decode` no `means`.
         """
         slots, observed = state
         if frame is None:
@@ -277,11 +238,9 @@ class SlotAttention(nn.Module):
     def loss(
         self, frames: Tensor, generator: torch.Generator, progress: float = 1.0
     ) -> dict[str, Tensor]:
-        """Squared error summed over pixels and channels, averaged over images (and over time,
-        for sequences `(B, T, 3, H, W)`, through which the gradient flows).
-
-        A sum, as in SAVi: a mean would give gradients far below any common clipping norm.
-        `progress` is unused: the objective does not change while training.
+        """Squared error summed over pixels and channels, averaged over images, and over the time
+        of sequences `(B, T, 3, H, W)`. A sum as in SAVi: clipping then scales nearly every
+        gradient, so that the large first ones do not fill Adam's averages.
         """
         sequence = frames if frames.dim() == 5 else frames.unsqueeze(1)
         shape = (len(frames), self.num_slots, self.config.slot_size)
