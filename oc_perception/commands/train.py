@@ -2,17 +2,20 @@
 """Train a model by recipe; Ctrl-C saves, the same command resumes.
 
 The run directory is a checkpoint at any time: give it to `oc-perception evaluate`, or to the
-discovery node as its `model`.
+discovery node as its `model`. On several GPUs: `torchrun --nproc-per-node N -m oc_perception.cli
+train --set training.shards=N ...`; one process with as many shards learns the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import torch
 
+from oc_perception.training.parallel import is_first_process
 from oc_perception.training.recipe import load_recipe, recipe_names
 from oc_perception.training.trainer import train
 
@@ -23,17 +26,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", required=True, help=f"name ({', '.join(recipe_names())}) or YAML path"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
-    parser.add_argument("--output", type=Path, help="run directory (default: runs/RECIPE)")
+    parser.add_argument("--seed", type=int, help="short for --set training.seed=SEED")
+    parser.add_argument(
+        "--output", type=Path, help="run directory (default: runs/RECIPE, or runs/RECIPE_sSEED)"
+    )
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with this run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--stop-at-step", type=int, help="save and end early at this step")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="save and end early after this time",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, then write `metrics.json` from 320 fresh scenes."""
-    recipe = load_recipe(arguments.recipe, arguments.settings)
-    directory = arguments.resume or arguments.output or Path("runs") / Path(arguments.recipe).stem
-    train(recipe, directory, arguments.device, _print, arguments.stop_at_step)
+    name, settings = Path(arguments.recipe).stem, list(arguments.settings)
+    if arguments.seed is not None:
+        name, settings = (
+            f"{name}_s{arguments.seed}",
+            [*settings, f"training.seed={arguments.seed}"],
+        )
+    recipe = load_recipe(arguments.recipe, settings)
+    directory = arguments.resume or arguments.output or Path("runs") / name
+    train(
+        recipe,
+        directory,
+        arguments.device,
+        _print,
+        arguments.stop_at_step,
+        arguments.time_limit,
+    )
+    if not is_first_process():
+        return 0
     metrics = directory / "metrics.json"
     if metrics.is_file():
         scores = json.loads(metrics.read_text())

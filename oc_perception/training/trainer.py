@@ -1,35 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: plain torch, resumable at any step, every random draw from a seeded
-generator.
+"""The training loop: plain torch, resumable at any step, on one process or several.
+
+All random numbers of a step come from generators seeded by the recipe's seed, the shard of the
+batch and the number of the step. So a resumed run, and one on another number of processes, draws
+what an uninterrupted one on a single process would have drawn.
 
 A run directory holds `weights.safetensors` and `config.yaml` (loadable as a model at any time),
 `recipe.yaml`, `log.jsonl` (one JSON object per evaluation), `samples.png`; until the run is
 complete `state.pt`, and then `metrics.json` (scores on 320 fresh scenes).
+
+Several processes: `torchrun --nproc-per-node N -m oc_perception.cli train ...`, with
+`training.shards` a multiple of their number and the run directory on a disk that all share.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-import platform
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from oc_perception.configuration import ConfigurationError, from_mapping, read_yaml, to_mapping
 from oc_perception.evaluation.discovery import evaluate_discovery
 from oc_perception.evaluation.figures import decomposition_grid
+from oc_perception.evaluation.provenance import provenance
 from oc_perception.models.registry import create_model, save_checkpoint
-from oc_perception.training.recipe import Recipe
+from oc_perception.training.diagnosis import first_non_finite
+from oc_perception.training.interruption import HeldSignals
+from oc_perception.training.parallel import ProcessGroup, process_group
+from oc_perception.training.recipe import Recipe, TrainingConfig
+from oc_perception.training.table import Table
 from oc_perception.worlds.registry import create_world
 
-_EVALUATION_SEED = 1_000_003  # far from any training seed
+_EVALUATION_SEED = 1_000_003
 _TEST_SEED = 2_000_003
 _TEST_SCENES = 320
 
@@ -56,163 +66,294 @@ def train(
     device: str = "cpu",
     report: Callable[[str], None] = print,
     stop_at_step: int | None = None,
+    time_limit_s: float = math.inf,
 ) -> nn.Module:
     """Train until `recipe.training.steps`, resuming from `directory` where it holds an unfinished
-    run.
+    run; returns the model as saved.
 
-    Ctrl-C and `stop_at_step` save the state first; called again, the run goes on exactly where it
-    stopped. Raises ConfigurationError when the directory belongs to another recipe, NonFiniteLoss
-    on divergence.
+    Ctrl-C, `stop_at_step` and `time_limit_s` complete the step and save; called again, the run
+    goes on exactly where it stopped. Raises ConfigurationError when the directory belongs to
+    another recipe or the shards cannot be divided among the processes, NonFiniteLoss on
+    divergence.
     """
     config = recipe.training
-    directory.mkdir(parents=True, exist_ok=True)
-    _claim(directory, recipe)
-    torch.manual_seed(config.seed)  # initial weights: torch's initialisers take no generator
-    model = create_model(recipe.model, **recipe.model_config).to(device)
-    model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
-    world = create_world(
-        recipe.world, recipe.world_config, config.batch_size, config.seed + 1, device
-    )
-    noise = torch.Generator(device).manual_seed(config.seed + 2)
-    state_path = directory / "state.pt"
-    step, elapsed_s, cpu_s = 0, 0.0, 0.0
-    if state_path.is_file():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        world.generator.set_state(state["world_generator"].cpu())
-        noise.set_state(state["noise_generator"].cpu())
-        step, elapsed_s, cpu_s = state["step"], state["elapsed_s"], state["cpu_s"]
-        report(f"resuming {directory} at step {step}")
-
-    def save() -> None:
-        partial = state_path.with_suffix(".part")
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "world_generator": world.generator.get_state(),
-                "noise_generator": noise.get_state(),
-                "step": step,
-                "elapsed_s": elapsed_s + time.monotonic() - started_s,
-                "cpu_s": cpu_s + time.process_time() - started_cpu_s,
-            },
-            partial,
-        )
-        partial.replace(state_path)
-        save_checkpoint(model, directory)
-
-    started_s = saved_s = time.monotonic()
-    started_cpu_s = time.process_time()
-    first_step = step
     last_step = min(config.steps, stop_at_step or config.steps)
-    try:
-        while step < last_step:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step)
-            frames = world.sample(*model.frame_size).images
-            frames = frames.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(
-                torch.device(device).type, torch.bfloat16, enabled=config.autocast_bfloat16
-            ):
-                terms = model.loss(frames, noise, step / config.steps)
-            if not torch.isfinite(terms["loss"]):
-                raise NonFiniteLoss(
-                    f"The loss is {terms['loss'].item()} at step {step}. Lower"
-                    " training.learning_rate or switch training.autocast_bfloat16 off, and resume."
-                )
-            optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-            optimizer.step()
-            step += 1
-            now_s = time.monotonic()
-            if step % config.evaluate_every == 0 or step == config.steps:
-                entry = {
-                    "step": step,
-                    "elapsed_s": round(elapsed_s + now_s - started_s, 1),
-                    "cpu_s": round(cpu_s + time.process_time() - started_cpu_s, 1),
-                    "learning_rate": optimizer.param_groups[0]["lr"],
-                    "gradient_norm": norm.item(),
-                    **{name: value.item() for name, value in terms.items()},
-                    **_evaluate(model, recipe, directory, device),
-                }
-                with (directory / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(entry) + "\n")
-                left_s = (now_s - started_s) / (step - first_step) * (config.steps - step)
-                report(
-                    f"step {step:>7}/{config.steps}  loss {entry['loss']:.1f}"
-                    f"  FG-ARI {entry['fg_ari']:.3f}  mIoU {entry['miou']:.3f}"
-                    f"  MSE {entry['mse']:.5f}  {left_s / 60:.0f} min left"
-                )
-            if now_s - saved_s > config.checkpoint_every_s:
-                save()
-                saved_s = time.monotonic()
-    except BaseException:
-        # Whatever ends the loop, the work done so far must survive; a diverged step is not saved.
-        if step > first_step and all(p.isfinite().all() for p in model.parameters()):
-            save()
-        raise
-    save()
-    if step == config.steps:
-        effort = {
-            "elapsed_s": round(elapsed_s + time.monotonic() - started_s, 1),
-            "cpu_s": round(cpu_s + time.process_time() - started_cpu_s, 1),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "machine": _machine(device),
+    end_s = time.monotonic() + time_limit_s
+    with process_group(device) as group:
+        _claim(directory, recipe, group)
+        with HeldSignals() as signals:
+            run = _Run(recipe, directory, group)
+            first_step, saved_s, stopping = run.step, time.monotonic(), False
+            if first_step and group.is_first:
+                report(f"resuming {directory} at step {first_step}")
+            table = Table(report, first_step, config.steps)
+
+            def wants_stop() -> bool:
+                return signals.pending is not None or time.monotonic() > end_s
+
+            try:
+                while run.step < last_step and not stopping:
+                    terms, stopping = run.learn(wants_stop)
+                    if not group.is_first:
+                        continue
+                    if run.step % config.evaluate_every == 0 or run.step == config.steps:
+                        table.row(run.evaluate(terms))
+                    table.advance(run.step)
+                    if time.monotonic() - saved_s > config.checkpoint_every_s:
+                        run.save()
+                        saved_s = time.monotonic()
+            except BaseException:
+                # Whatever ends the loop, the work done so far must survive.
+                if group.is_first and run.step > first_step and run.is_sound():
+                    run.save()
+                raise
+            if group.is_first:
+                run.save()
+        signals.release()
+        if group.is_first and run.step == config.steps:
+            run.finish()
+    return run.shipped()
+
+
+class _Run:
+    """Everything that training changes, and the files that keep it."""
+
+    def __init__(self, recipe: Recipe, directory: Path, group: ProcessGroup) -> None:
+        config, device = recipe.training, group.device
+        self._recipe, self._directory, self._group = recipe, directory, group
+        torch.manual_seed(config.seed)  # initial weights: torch's initialisers take no generator
+        self.model = create_model(recipe.model, **recipe.model_config).to(device)
+        self.model.to(memory_format=torch.channels_last)
+        self._average = None
+        if config.ema_decay:
+            self._average = copy.deepcopy(self.model).requires_grad_(False)
+        self._optimizer = _create_optimizer(config, self.model)
+        self.step = 0
+        self._past_s = self._past_cpu_s = self._others_cpu_s = 0.0
+        self._started_s, self._started_cpu_s = time.monotonic(), time.process_time()
+        self._state_path = directory / "state.pt"
+        if self._state_path.is_file():
+            self._load()
+        share = config.shards // group.size
+        self._shards = range(group.rank * share, (group.rank + 1) * share)
+        size = config.batch_size // config.shards
+        self._world = create_world(recipe.world, recipe.world_config, size, 0, device)
+        self._noise = torch.Generator(device)
+        self._frames = self._draw(self.step)
+        self._loss = torch.compile(self.model.loss) if config.compile else self.model.loss
+        self._is_updating = False
+        self._provenance = provenance(device)
+
+    def shipped(self) -> nn.Module:
+        """The model that is evaluated and saved: the average if there is one."""
+        if self._average is None:
+            return self.model
+        for average, value in zip(self._average.buffers(), self.model.buffers(), strict=True):
+            average.copy_(value)
+        return self._average
+
+    def learn(self, wants_stop: Callable[[], bool]) -> tuple[dict[str, float], bool]:
+        """One step: the scalar terms of the loss and the gradient's norm, and whether any of the
+        processes wants to stop.
+
+        Raises NonFiniteLoss before it changes the weights.
+        """
+        config = self._recipe.training
+        self._optimizer.zero_grad(set_to_none=True)
+        means: dict[str, Tensor] = {}
+        for terms in self._losses(self._loss):
+            (terms["loss"] / config.shards).backward()
+            for name, value in terms.items():
+                if value.numel() == 1:
+                    share = value.detach().float().view(()) / config.shards
+                    means[name] = means[name] + share if name in means else share
+        cpu_s = 0.0 if self._group.is_first else time.process_time() - self._started_cpu_s
+        others = [means["loss"].new_full((), value) for value in (cpu_s, float(wants_stop()))]
+        values = torch.stack([*means.values(), *others])
+        values = self._group.add_up(self.model.parameters(), values)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        values = _Readback(torch.cat([values, norm.float().view(1)]))
+        following = self._draw(self.step + 1)  # keeps the device busy while this process waits
+        *scalars, self._others_cpu_s, stops, norm = values.wait()
+        terms = dict(zip(means, scalars, strict=True))
+        if not (math.isfinite(terms["loss"]) and math.isfinite(norm)):
+            raise self._diverged(terms["loss"], norm)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = learning_rate(self._recipe, self.step)
+        self._is_updating = True
+        self._optimizer.step()
+        if self._average is not None:
+            self._follow()
+        self._frames, self.step = following, self.step + 1
+        self._is_updating = False
+        return {"gradient_norm": norm, **terms}, stops > 0
+
+    def _losses(self, loss: Callable[..., dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The loss terms of each shard of this process; the same at each call."""
+        config = self._recipe.training
+        kind = torch.device(self._group.device).type
+        for shard, frames in zip(self._shards, self._frames, strict=True):
+            self._noise.manual_seed(_seeds(config.seed, shard, self.step)[1])
+            with torch.autocast(kind, torch.bfloat16, enabled=config.autocast_bfloat16):
+                terms = loss(frames, self._noise, self.step / config.steps)
+            yield terms
+
+    def _draw(self, step: int) -> list[Tensor]:
+        """What each shard of this process learns from in `step`."""
+        frames = []
+        for shard in self._shards:
+            seed = _seeds(self._recipe.training.seed, shard, step)[0]
+            self._world.generator.manual_seed(seed)
+            images = self._world.sample(*self.model.frame_size).images
+            frames.append(images.contiguous(memory_format=torch.channels_last))
+        return frames
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the weights; the first updates count more, for the initial
+        weights are worth nothing.
+        """
+        decay = min(self._recipe.training.ema_decay, (1 + self.step) / (10 + self.step))
+        averages, values = self._average.parameters(), self.model.parameters()
+        torch._foreach_lerp_(list(averages), list(values), 1 - decay)
+
+    def _diverged(self, loss: float, norm: float) -> NonFiniteLoss:
+        self._optimizer.zero_grad(set_to_none=True)
+        culprit = first_non_finite(self.model, self._losses(self.model.loss))
+        return NonFiniteLoss(
+            f"The loss is {loss}, its gradient's norm {norm} at step {self.step}:"
+            f" {culprit or 'each module and gradient by itself is finite'}. The weights before"
+            " this step are kept. Train anew with a lower training.learning_rate or"
+            " training.autocast_bfloat16=false."
+        )
+
+    def is_sound(self) -> bool:
+        """Whether the weights are those after `step` steps, and finite."""
+        return not self._is_updating and all(p.isfinite().all() for p in self.model.parameters())
+
+    def _effort(self) -> dict[str, float]:
+        """Duration and CPU time of all processes, over all resumes."""
+        cpu_s = time.process_time() - self._started_cpu_s + self._others_cpu_s
+        return {
+            "elapsed_s": self._past_s + time.monotonic() - self._started_s,
+            "cpu_s": self._past_cpu_s + cpu_s,
         }
-        _finish(model, recipe, directory, device, effort)
-        state_path.unlink()
-    return model
+
+    def save(self) -> None:
+        """Write `state.pt` and the checkpoint."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "step": self.step,
+            **self._effort(),
+        }
+        partial = self._state_path.with_suffix(".part")
+        torch.save(state, partial)
+        partial.replace(self._state_path)
+        save_checkpoint(self.shipped(), self._directory)
+
+    def _load(self) -> None:
+        state = torch.load(self._state_path, map_location=self._group.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self.step = state["step"]
+        self._past_s, self._past_cpu_s = state["elapsed_s"], state["cpu_s"]
+
+    def evaluate(self, terms: Mapping[str, float]) -> dict[str, float]:
+        """Add a line to `log.jsonl`, and return it."""
+        entry = {
+            "step": self.step,
+            **{name: round(value, 1) for name, value in self._effort().items()},
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            **terms,
+            **_evaluate(self.shipped(), self._recipe, self._directory, self._group.device),
+        }
+        with (self._directory / "log.jsonl").open("a") as log:
+            log.write(json.dumps(entry) + "\n")
+        return entry
+
+    def finish(self) -> None:
+        """Round the weights to half precision, which halves the file, and write them and
+        `metrics.json`: what these weights reach on fresh scenes, after which effort.
+        """
+        model, recipe, device = self.shipped(), self._recipe, self._group.device
+        effort = {name: round(value, 1) for name, value in self._effort().items()}
+        model.half().float()
+        save_checkpoint(model, self._directory, torch.float16)
+        scores = evaluate_discovery(
+            model.eval(), recipe.world, recipe.world_config, _TEST_SCENES, _TEST_SEED, device
+        )
+        record = {
+            **scores,
+            "world": recipe.world,
+            "steps": self.step,
+            **effort,
+            "processes": self._group.size,
+            "threads": torch.get_num_threads(),
+            **{name: self._provenance[name] for name in ("torch", "machine", "commit")},
+            "recipe": to_mapping(recipe),
+        }
+        (self._directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+        self._state_path.unlink()
 
 
-def _claim(directory: Path, recipe: Recipe) -> None:
-    """Write `recipe.yaml`, or check that the directory belongs to this recipe."""
-    path = directory / "recipe.yaml"
-    if path.is_file():
-        if from_mapping(Recipe, read_yaml(path)) != recipe:
-            raise ConfigurationError(
-                f"{directory} holds a run of another recipe: choose another --output, or resume it"
-                " with the settings in its recipe.yaml."
-            )
-        if (directory / "metrics.json").is_file():
-            raise ConfigurationError(
-                f"The run in {directory} is complete: choose another --output."
-            )
-    else:
-        path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False))
-
-
-def _machine(device: str) -> str:
-    """The kind of processor that trains."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cores = Path("/proc/cpuinfo")  # Linux: elsewhere `platform` names it
-    names = re.findall(r"model name\s*: (.*)", cores.read_text()) if cores.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _finish(
-    model: nn.Module, recipe: Recipe, directory: Path, device: str, effort: Mapping[str, Any]
-) -> None:
-    """Round the weights to half precision, which halves the file, and write them and
-    `metrics.json`: what these weights reach on fresh scenes, after which effort.
+class _Readback:
+    """The values `(N,)` of a device tensor, fetched without keeping this process from queueing
+    more work meanwhile.
     """
-    model.half().float()
-    save_checkpoint(model, directory, torch.float16)
-    scores = evaluate_discovery(
-        model.eval(), recipe.world, recipe.world_config, _TEST_SCENES, _TEST_SEED, device
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._event = values, None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> list[float]:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values.tolist()
+
+
+def _create_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(model.parameters(), config.learning_rate)
+    on_gpu = next(model.parameters()).is_cuda
+    return torch.optim.Adam(
+        model.parameters(), config.learning_rate, config.betas, fused=on_gpu or None
     )
-    record = {
-        **scores,
-        "world": recipe.world,
-        "steps": recipe.training.steps,
-        **effort,
-        "recipe": to_mapping(recipe),
-    }
-    (directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _seeds(seed: int, shard: int, step: int) -> tuple[int, int]:
+    """What the world and the noise of `loss` are seeded with."""
+    world, noise = np.random.SeedSequence((seed, shard, step)).generate_state(2)
+    return int(world), int(noise)
+
+
+def _claim(directory: Path, recipe: Recipe, group: ProcessGroup) -> None:
+    """Write `recipe.yaml`, or check that the directory belongs to this recipe."""
+    shards = recipe.training.shards
+    if shards % group.size:
+        raise ConfigurationError(
+            f"{group.size} processes cannot share training.shards {shards} evenly: set it to a"
+            " multiple of their number."
+        )
+    path = directory / "recipe.yaml"
+    if path.is_file() and from_mapping(Recipe, read_yaml(path)) != recipe:
+        raise ConfigurationError(
+            f"{directory} holds a run of another recipe: choose another --output, or resume it"
+            " with the settings in its recipe.yaml."
+        )
+    if (directory / "metrics.json").is_file():
+        raise ConfigurationError(f"The run in {directory} is complete: choose another --output.")
+    group.wait()  # before it is written, every process has looked for it
+    if group.is_first and not path.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False))
 
 
 @torch.inference_mode()

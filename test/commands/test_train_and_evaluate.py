@@ -4,6 +4,7 @@
 import json
 
 import pytest
+import yaml
 
 from oc_perception.cli import main
 
@@ -32,6 +33,16 @@ def test_training_stops_resumes_and_ends_with_metrics_of_fresh_scenes(tmp_path, 
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["scenes"] == 320 and 0 <= metrics["miou"] <= 1
     assert metrics["recipe"]["training"]["steps"] == 2
+
+
+def test_a_seed_and_a_time_limit_are_options(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    words = ["train", "--recipe", "monet_demo", *settings, "--seed", "3", "--time-limit", "0"]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert "the same command resumes runs/monet_demo_s3" in capsys.readouterr().out
+    recipe = yaml.safe_load((tmp_path / "runs/monet_demo_s3/recipe.yaml").read_text())
+    assert recipe["training"]["seed"] == 3
 
 
 @pytest.mark.parametrize(
