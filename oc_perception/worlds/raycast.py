@@ -169,63 +169,54 @@ def intersect(objects: Objects, origin: Tensor, direction: Tensor) -> Tensor:
     return hits
 
 
-def candidates(
-    objects: Objects,
-    scene: Tensor,
-    origin: Tensor,
-    direction: Tensor,
-    spread: Tensor | float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Pairs of a ray and an object that it may meet, as `(K,)` ray and `(K,)` object indices.
-
-    R rays from `origin` along `direction` `(3, R)` in the scenes `scene` `(R,)`, tested against
-    the sphere around each object. A ray may be a cone with radius `spread` m at distance 1.
+def passing(
+    objects: Objects, origin: Tensor, direction: Tensor, margin: Tensor | float = 0.0
+) -> Tensor:
+    """Whether rays may meet objects, `(B, N, P)` bool: whether they pass through the sphere
+    around each, enlarged by `margin` m (a number or `(B, N)`). `origin` `(B, 3, P or 1)`,
+    `direction` `(B, 3, P)`.
     """
-    centre = objects.centre.permute(2, 1, 0)
-    reach = torch.where(objects.present, objects.reach, -_FAR).T[:, scene]
-    offset = centre[:, :, scene] - origin.unsqueeze(1)  # (3, N, R)
-    ahead = (offset[0] * direction[0]).addcmul_(offset[1], direction[1])
-    ahead = ahead.addcmul_(offset[2], direction[2]) / direction.square().sum(0)
-    apart = (offset - ahead * direction.unsqueeze(1)).square_().sum(0)
-    room = reach + spread * ahead.clamp(0, 1)
-    inside = offset.square_().sum(0) < reach * reach
-    index, ray = ((room > 0) & (apart < room * room) & ((ahead > 0) | inside)).nonzero().unbind(1)
-    return ray, index
+    centre = objects.centre
+    length = direction.square().sum(1, keepdim=True)
+    start = -(origin * direction).sum(1, keepdim=True)
+    ahead = torch.baddbmm(start.expand(-1, centre.shape[1], -1), centre, direction)
+    square = centre.square().sum(2, keepdim=True) - 2 * (centre @ origin)
+    outside = square + origin.square().sum(1, keepdim=True)
+    outside = outside - (objects.reach + margin).square().unsqueeze(2)
+    outside = torch.where(objects.present.unsqueeze(2), outside, _FAR)
+    return (outside * length < ahead * ahead) & ((ahead > 0) | (outside < 0))
 
 
 def distances(
     objects: Objects, scene: Tensor, index: Tensor, origin: Tensor, direction: Tensor
 ) -> Tensor:
-    """Distance `(K,)` along rays `(3, K)` to object `index` `(K,)` of `scene` `(K,)`, each ray
-    tested against that one object; inf where missed.
+    """Distance `(K, S)` along S rays from `origin` `(3, K)` in `direction` `(3, K, S)` to the one
+    object `index` `(K,)` of `scene` `(K,)`; inf where missed.
     """
     hits = torch.full_like(direction[0], _FAR)
     kind = objects.shape[scene, index]
+    offset = origin - objects.centre[scene, index].T
     for shape, formula in _INTERSECT.items():
-        rays = (kind == shape).nonzero().squeeze(1)
-        place = scene[rays], index[rays]
-        offset = (origin[:, rays] - objects.centre[place].T).unsqueeze(0)
-        ray = direction[:, rays].unsqueeze(0)
+        rows = (kind == shape).nonzero().squeeze(1)
+        place = scene[rows], index[rows]
+        start, ray = offset[:, rows].unsqueeze(2).unsqueeze(0), direction[:, rows].unsqueeze(0)
         if shape == CUBE:
-            yaw = objects.yaw[place].unsqueeze(0)
-            offset, ray = _to_local(offset, yaw), _to_local(ray, yaw)
-        hits[rays] = formula(offset, ray, objects.radius[place].unsqueeze(0)).squeeze(0)
+            yaw = objects.yaw[place].view(1, -1, 1)
+            start, ray = _to_local(start, yaw), _to_local(ray, yaw)
+        hits[rows] = formula(start, ray, objects.radius[place].view(1, -1, 1)).squeeze(0)
     return hits
 
 
-def nearest(
-    objects: Objects, scene: Tensor, origin: Tensor, direction: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Distance `(R,)` and index `(R,)` of the first object along rays `(3, R)`; inf and -1 if
-    none. Much cheaper than `intersect` where objects fill little of the view.
+def intersect_near(objects: Objects, origin: Tensor, direction: Tensor) -> Tensor:
+    """As `intersect`, testing only the rays that pass close by each object: much cheaper where
+    objects fill little of the view.
     """
-    ray, index = candidates(objects, scene, origin, direction)
-    hits = distances(objects, scene[ray], index, origin[:, ray], direction[:, ray])
-    first = torch.full_like(direction[0], _FAR).scatter_reduce_(0, ray, hits, "amin")
-    owner = torch.full_like(scene, -1)
-    won = (hits == first[ray]) & hits.isfinite()
-    owner = owner.scatter_reduce_(0, ray, torch.where(won, index, -1), "amax")
-    return first, owner
+    hits = direction.new_full((*objects.shape.shape, direction.shape[2]), _FAR)
+    scene, index, ray = passing(objects, origin, direction).nonzero().unbind(1)
+    start = origin.expand_as(direction).transpose(0, 1)[:, scene, ray]
+    ahead = direction.transpose(0, 1)[:, scene, ray].unsqueeze(2)
+    hits[scene, index, ray] = distances(objects, scene, index, start, ahead).squeeze(1)
+    return hits
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rooms`: shaded spheres, cubes and cylinders on a grey floor, as in CLEVR (Johnson et al., 2017).
+"""`rooms`: shaded spheres, cubes and cylinders on a grey floor, after CLEVR
+(Johnson et al., 2017).
 
 Placement, materials, colours and camera follow the public CLEVR generator; lamps, floor and
 finish were fitted to published CLEVR pictures. What is drawn is the square window that
@@ -23,9 +24,9 @@ from oc_perception.worlds.raycast import (
     SPHERE,
     Camera,
     Objects,
-    candidates,
     distances,
-    nearest,
+    intersect_near,
+    passing,
 )
 from oc_perception.worlds.scenes import Scenes
 
@@ -54,7 +55,10 @@ _CENSUS_PX = 64  # resolution at which visible pixels are counted
 
 _FLOOR_ALBEDO = 0.75
 _SKY = 0.105  # radiance from above the horizon
-_BEVEL = 0.12  # of the radius: edges shade as if rounded
+_BOUNCE = 0.18  # radiance from the floor below
+_RUBBER_GLOSS = 0.03
+_SHARPNESS = (20.0, 400.0)  # Blinn-Phong exponent of rubber and metal
+_BEVEL = 0.08  # of the radius: edges shade as if rounded
 _OFFSET_M = 1e-3  # lifts shadow and mirror rays off the surface they start on
 
 
@@ -311,26 +315,18 @@ class Rooms:
         return place, placed
 
 
-def _label(layout: Layout, height: int, width: int) -> Tensor:
-    """`(B, H * W)` int64: 0 floor, n + 1 object n, at pixel centres."""
-    direction = layout.view().rays(height, width)
-    scene, origin, direction = _flat(layout, direction)
-    _, owner = nearest(layout.solids(), scene, origin, direction)
-    return (owner + 1).view(len(layout.camera), -1)
-
-
-def _flat(layout: Layout, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rays `(B, 3, P)` from the cameras as scene `(R,)`, origin and direction `(3, R)`."""
-    batch, _, pixels = direction.shape
-    scene = torch.arange(batch, device=direction.device).repeat_interleave(pixels)
-    return scene, layout.camera.T[:, scene], direction.transpose(0, 1).reshape(3, -1)
+def _owner(solids: Objects, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance and index `(B, P)` of the first object along each ray; inf and -1 where none."""
+    distance, index = intersect_near(solids, origin, direction).min(1)
+    return distance, torch.where(distance.isfinite(), index, -1)
 
 
 def visible_px(layout: Layout) -> Tensor:
     """Pixels `(B, N)` of each object that can be seen in the window, counted in pixels of a
     320 x 240 px picture.
     """
-    labels = _label(layout, _CENSUS_PX, _CENSUS_PX)
+    rays = layout.view().rays(_CENSUS_PX, _CENSUS_PX)
+    labels = _owner(layout.solids(), layout.camera.unsqueeze(2), rays)[1] + 1
     count = labels.new_zeros(len(labels), layout.shape.shape[1] + 1)
     count = count.scatter_add(1, labels, torch.ones_like(labels))
     return count[:, 1:] * (_WINDOW_PX / _CENSUS_PX) ** 2
@@ -341,36 +337,53 @@ def render(
 ) -> tuple[Tensor, Tensor]:
     """Images `(B, 3, H, W)` in [0, 1] (sRGB) and labels `(B, H, W)` int64.
 
-    One ray a pixel, through its centre, gives the label. Bare floor is smooth, its shadows are
-    soft: only pixels that touch an object are shaded by `supersampling` squared rays.
+    One ray a pixel, through its centre, gives the label. Bare floor is smooth and its shadows are
+    soft, so that ray is enough; pixels that touch an object get `supersampling` squared ones.
     """
-    batch, camera, factor = len(layout.camera), layout.view(), supersampling
-    labels = _label(layout, height, width).view(batch, height, width)
-    touched = torch.nn.functional.max_pool2d((labels > 0).float(), 3, 1, 1).bool().flatten()
-    image = torch.zeros(3, batch * height * width, device=labels.device)
-    pixel = torch.arange(height * width, device=labels.device)
-    row, column = pixel // width, pixel % width
+    solids, camera, factor = layout.solids(), layout.view(), supersampling
+    batch, pixels = len(layout.camera), height * width
+    origin, direction = layout.camera.unsqueeze(2), camera.rays(height, width)
+    labels = (_owner(solids, origin, direction)[1] + 1).view(batch, height, width)
+    image = torch.zeros(batch, 3, pixels + 1, device=labels.device)  # the last is for padding
 
-    bare = (~touched if factor > 1 else torch.ones_like(touched)).nonzero().squeeze(1)
-    scene, origin, direction = _flat(layout, camera.rays(height, width))
-    spin = _spin(row, column).repeat(batch)
-    rays = (scene[bare], origin[:, bare], direction[:, bare], spin[bare])
-    image[:, bare] = _radiance(layout, *rays, shadow_samples)
+    fine = torch.zeros_like(labels, dtype=torch.bool).flatten(1)
     if factor > 1:
-        fine = touched.nonzero().squeeze(1)
-        scene, spot = fine // (height * width), fine % (height * width)
+        fine = torch.nn.functional.max_pool2d((labels > 0).float(), 3, 1, 1).flatten(1) > 0
+    pixel = _packed(~fine)
+    inside = pixel.clamp(max=pixels - 1)
+    spin = _spin(inside // width, inside % width)
+    colour = _radiance(layout, origin, _pick(direction, inside), spin, shadow_samples)
+    image.scatter_(2, pixel.unsqueeze(1).expand(-1, 3, -1), colour)
+    if factor > 1:
+        pixel = _packed(fine)
+        inside = pixel.clamp(max=pixels - 1)
+        step = torch.arange(factor, device=pixel.device)
+        row = ((inside // width * factor)[..., None, None] + step[:, None]).expand(
+            -1, -1, -1, factor
+        )
+        column = (inside % width * factor)[..., None, None] + step
         direction = camera.rays(height * factor, width * factor)
-        direction = direction.transpose(0, 1).reshape(3, -1)
-        step = torch.arange(factor, device=fine.device)
-        y = (row[spot] * factor)[:, None, None] + step[:, None]
-        x = (column[spot] * factor)[:, None, None] + step
-        inner = (scene[:, None, None] * height * factor + y) * width * factor + x
-        scene = scene.repeat_interleave(factor**2)
-        rays = (scene, layout.camera.T[:, scene], direction[:, inner.flatten()])
-        colour = _radiance(layout, *rays, _spin(y, x).flatten(), shadow_samples)
-        image[:, fine] = colour.clamp(max=1).view(3, -1, factor**2).mean(2)
-    image = _srgb(image.clamp(0, 1)).view(3, batch, height, width).transpose(0, 1)
-    return image.contiguous(), labels
+        direction = _pick(direction, (row * width * factor + column).flatten(1))
+        samples = -(-shadow_samples // factor**2)
+        colour = _radiance(layout, origin, direction, _spin(row, column).flatten(1), samples)
+        colour = colour.clamp(max=1).unflatten(2, (-1, factor**2)).mean(3)
+        image.scatter_(2, pixel.unsqueeze(1).expand(-1, 3, -1), colour)
+    image = _srgb(image[..., :pixels].clamp(0, 1)).view(batch, 3, height, width)
+    return image, labels
+
+
+def _packed(mask: Tensor) -> Tensor:
+    """Where `mask` `(B, P)` holds, row by row `(B, Q)` for the largest count Q; P pads."""
+    position = mask.cumsum(1) - 1
+    row, column = mask.nonzero().unbind(1)
+    packed = column.new_full((len(mask), int(position.max()) + 1), mask.shape[1])
+    packed[row, position[row, column]] = column
+    return packed
+
+
+def _pick(rays: Tensor, index: Tensor) -> Tensor:
+    """Columns `index` `(B, Q)` of `(B, 3, P)`."""
+    return rays.gather(2, index.unsqueeze(1).expand(-1, 3, -1))
 
 
 def _srgb(linear: Tensor) -> Tensor:
@@ -387,23 +400,23 @@ def _spin(row: Tensor, column: Tensor) -> Tensor:
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
-    """Dot product `(R,)` of `(3, R)` vectors."""
-    return (first[0] * second[0]).addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
+    """Dot product `(B, Q)` of `(B, 3, Q)` vectors."""
+    (a, b, c), (x, y, z) = first.unbind(1), second.unbind(1)
+    return (a * x).addcmul_(b, y).addcmul_(c, z)
 
 
 def _unit(vector: Tensor) -> Tensor:
-    return vector * _dot(vector, vector).clamp(min=1e-12).rsqrt()
+    return vector * _dot(vector, vector).clamp(min=1e-12).rsqrt().unsqueeze(1)
 
 
 def _normals(solids: Objects, scene: Tensor, index: Tensor, point: Tensor) -> Tensor:
-    """Outward normals `(3, R)` at surface points `(3, R)`, turning smoothly around edges."""
+    """Outward normals `(K, 3)` at surface points `(K, 3)`, turning smoothly around edges."""
     place = scene, index
-    shape, yaw = solids.shape[place], solids.yaw[place]
-    half = solids.half_height[place]
+    shape, half = solids.shape[place], solids.half_height[place]
     cube, sphere = shape == CUBE, shape == SPHERE
-    yaw = torch.where(cube, yaw, 0.0)
+    yaw = torch.where(cube, solids.yaw[place], 0.0)
     cosine, sine = yaw.cos(), yaw.sin()
-    dx, dy, dz = point - solids.centre[place].T
+    dx, dy, dz = (point - solids.centre[place]).unbind(1)
     x, y = cosine * dx + sine * dy, cosine * dy - sine * dx
     core = half * (1 - _BEVEL)  # the solid is rounded off around a core this large
     around = torch.hypot(x, y).clamp(min=1e-6)
@@ -411,120 +424,134 @@ def _normals(solids: Objects, scene: Tensor, index: Tensor, point: Tensor) -> Te
     x = torch.where(cube, x - x.clamp(-core, core), x * out)
     y = torch.where(cube, y - y.clamp(-core, core), y * out)
     z = torch.where(sphere, dz, dz - dz.clamp(-core, core))
-    return _unit(torch.stack([cosine * x - sine * y, sine * x + cosine * y, z]))
+    normal = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], 1)
+    return torch.nn.functional.normalize(normal, dim=1)
 
 
 def _shadow(
     solids: Objects,
-    scene: Tensor,
     owner: Tensor,
+    lit: Tensor,
     point: Tensor,
-    to_lamp: Tensor,
+    lamp: Tensor,
     radius: float,
     spin: Tensor,
     samples: int,
 ) -> Tensor:
-    """Share `(R,)` of a round lamp seen from points `(3, R)`; `to_lamp` `(3, R)` leads to its
-    middle. The disc is sampled on a sunflower spiral turned by `spin`.
+    """Share `(B, Q)` of a round lamp at `lamp` `(B, 3)` that is hidden from points `(B, 3, Q)` on
+    the objects `owner`, where they are `lit`. The disc is sampled on a sunflower spiral turned by
+    `spin`.
     """
-    ray, index = candidates(solids, scene, point, to_lamp, radius)
-    other = (index != owner[ray]).nonzero().squeeze(1)  # a convex solid never shades its lit side
-    ray, index = ray[other], index[other]
-    number = torch.arange(samples, device=scene.device) + 0.5
+    # A solid blocks only below its top, where the cone from the point to the lamp is narrow.
+    margin = radius * (solids.half_height + solids.reach) / lamp[:, 2:]
+    ray = lamp.unsqueeze(2) - point
+    near = passing(solids, point, ray, margin) & lit.unsqueeze(1)
+    scene, index, ray = near.nonzero().unbind(1)
+    other = (index != owner[scene, ray]).nonzero().squeeze(1)  # a convex solid hides no lit side
+    scene, index, ray = scene[other], index[other], ray[other]
+    start = point.transpose(0, 1)[:, scene, ray]
+    middle = lamp.T[:, scene] - start
+    level = torch.hypot(middle[0], middle[1]).clamp(min=1e-6)
+    side = torch.stack([-middle[1], middle[0], torch.zeros_like(level)]) / level
+    over = torch.linalg.cross(middle, side, dim=0) / middle.square().sum(0).sqrt()
+    number = torch.arange(samples, device=point.device) + 0.5
     reach = radius * (number / samples).sqrt()
-    turn = spin[ray].unsqueeze(1) + number * 2.39996323
-    middle = to_lamp[:, ray]
-    side = _unit(torch.stack([-middle[1], middle[0], torch.zeros_like(middle[0])]))
-    over = _unit(torch.linalg.cross(middle, side, dim=0))
-    ends = (
-        middle.unsqueeze(2)
-        + side.unsqueeze(2) * (reach * turn.cos())
-        + over.unsqueeze(2) * (reach * turn.sin())
+    turn = spin[scene, ray].unsqueeze(1) + number * 2.39996323
+    direction = (side.unsqueeze(2) * (reach * turn.cos())).addcmul_(
+        over.unsqueeze(2), reach * turn.sin()
     )
-    many = [t.repeat_interleave(samples, -1) for t in (scene[ray], index, point[:, ray])]
-    blocked = distances(solids, *many, ends.flatten(1)) < 1
-    dark = torch.zeros(len(scene), samples, dtype=torch.bool, device=scene.device)
-    sample = torch.arange(samples, device=scene.device).repeat(len(ray))
-    ray = ray.repeat_interleave(samples)
-    hit = blocked.nonzero().squeeze(1)
-    dark[ray[hit], sample[hit]] = True
-    return 1 - dark.float().mean(1)
+    direction += middle.unsqueeze(2)
+    row, sample = (distances(solids, scene, index, start, direction) < 1).nonzero().unbind(1)
+    dark = torch.zeros(*owner.shape, samples, dtype=torch.bool, device=point.device)
+    dark[scene[row], ray[row], sample] = True
+    return dark.float().mean(2)
 
 
 def _radiance(
     layout: Layout,
-    scene: Tensor,
     origin: Tensor,
     direction: Tensor,
     spin: Tensor,
     shadow_samples: int,
     mirrored: bool = False,
 ) -> Tensor:
-    """Light `(3, R)`, linear, that comes in along rays `(3, R)`.
+    """Light `(B, 3, Q)`, linear, that comes in along rays from `origin` `(B, 3, Q or 1)`.
 
     Lambert and Blinn-Phong for each lamp, light from sky and floor by the slope of the surface;
-    metal shows the mirrored room in its own colour, once.
+    metal shows the room in its own colour, once.
     """
     solids = layout.solids()
-    distance, owner = nearest(solids, scene, origin, direction)
-    floor = torch.where(direction[2] < -1e-6, -origin[2] / direction[2], float("inf"))
+    distance, owner = _owner(solids, origin, direction)
+    fall = direction[:, 2]
+    floor = torch.where(fall < -1e-6, -origin[:, 2] / fall, float("inf"))
     on_object = distance < floor
     distance = torch.minimum(distance, floor)
     sky = distance.isinf()
-    point = origin + torch.where(sky, 1.0, distance) * direction
-    up = direction.new_tensor([0.0, 0.0, 1.0]).unsqueeze(1).expand_as(direction)
-    normal, metal = up.clone(), torch.zeros_like(distance)
+    point = origin + torch.where(sky, 1.0, distance).unsqueeze(1) * direction
+    normal = (
+        direction.new_tensor([0.0, 0.0, 1.0]).view(1, 3, 1).repeat(len(point), 1, fall.shape[1])
+    )
     albedo = torch.full_like(direction, _FLOOR_ALBEDO)
-    hit = on_object.nonzero().squeeze(1)
-    place = scene[hit], owner[hit]
-    normal[:, hit] = _normals(solids, *place, point[:, hit])
-    albedo[:, hit] = solids.colour[place].T
-    metal[hit] = solids.gloss[place]
+    scene, ray = on_object.nonzero().unbind(1)
+    place = scene, owner[scene, ray]
+    facet = _normals(solids, *place, point[scene, :, ray])
+    normal[scene, :, ray] = facet
+    albedo[scene, :, ray] = solids.colour[place]
+    metal = solids.gloss[place]
+    sharpness = torch.lerp(*metal.new_tensor(_SHARPNESS), metal)
     view = _unit(direction)
+    look = view[scene, :, ray]
+    start = point + _OFFSET_M * normal
 
     diffuse = torch.zeros_like(direction)
-    shine = torch.zeros_like(direction)
-    sharpness = 20 + 180 * metal
+    shine = torch.zeros_like(facet)
     for number, lamp in enumerate(_LAMPS):
-        to_lamp = layout.lamps.permute(1, 2, 0)[number][:, scene] - point
-        square = _dot(to_lamp, to_lamp)
-        light = to_lamp * square.rsqrt()
-        aim = light.new_tensor(lamp.aim).unsqueeze(1).expand_as(light)
-        strength = _dot(light, -aim).clamp(min=0) / square
-        facing = _dot(normal, light).clamp(min=0)
-        lit = (strength * facing > 1e-5) & ~sky
-        if mirrored:
-            seen = lit.float()
-        else:
-            some = lit.nonzero().squeeze(1)
-            start = point[:, some] + _OFFSET_M * normal[:, some]
-            seen = torch.zeros_like(strength)
-            seen[some] = _shadow(
-                solids,
-                scene[some],
-                owner[some],
-                start,
-                to_lamp[:, some],
-                lamp.radius,
-                spin[some],
-                shadow_samples,
+        place = layout.lamps[:, number]
+        light = place.unsqueeze(2) - point
+        square = _dot(light, light)
+        light = light * square.rsqrt().unsqueeze(1)
+        aim = light.new_tensor(lamp.aim).view(1, 3, 1)
+        strength = (-aim * light).sum(1).clamp(min=0) / square
+        arriving = strength * _dot(normal, light).clamp(min=0)
+        if not mirrored:
+            lit = (arriving > 1e-5) & ~sky
+            arriving = arriving * (
+                1 - _shadow(solids, owner, lit, start, place, lamp.radius, spin, shadow_samples)
             )
-        arriving = strength * facing * seen
-        power = light.new_tensor(lamp.power).unsqueeze(1)
-        diffuse += power * arriving
-        lobe = _dot(normal, _unit(light - view)).clamp(min=0) ** sharpness
-        shine += power * (arriving * lobe * (sharpness + 8) / 8)
+        power = light.new_tensor(lamp.power)
+        diffuse.addcmul_(power.view(1, 3, 1), arriving.unsqueeze(1))
+        half = torch.nn.functional.normalize(light[scene, :, ray] - look, dim=1)
+        lobe = (facet * half).sum(1).clamp(min=0) ** sharpness * (sharpness + 8) / 8
+        shine += power * (arriving[scene, ray] * lobe).unsqueeze(1)
 
-    slope = 0.5 + 0.5 * normal[2]
-    ambient = _SKY * slope + 0.18 * (1 - slope)
-    matt = albedo * (diffuse + ambient) + 0.03 * shine * on_object
-    colour = matt
+    slope = 0.5 + 0.5 * normal[:, 2:]
+    colour = albedo * (diffuse + _SKY * slope + _BOUNCE * (1 - slope))
     if not mirrored:
-        shiny = (metal > 0).nonzero().squeeze(1)
-        bounce = view[:, shiny] - 2 * _dot(view, normal)[shiny] * normal[:, shiny]
-        start = point[:, shiny] + _OFFSET_M * normal[:, shiny]
-        room = _radiance(
-            layout, scene[shiny], start, bounce, spin[shiny], shadow_samples, mirrored=True
-        )
-        colour[:, shiny] = albedo[:, shiny] * (room + shine[:, shiny])
-    return torch.where(sky, _SKY, colour)
+        gleam = torch.zeros_like(on_object)
+        gleam[scene, ray] = metal > 0
+        colour = _gilded(layout, colour, albedo, normal, view, start, gleam, spin)
+        shine = torch.where(metal.unsqueeze(1) > 0, albedo[scene, :, ray], _RUBBER_GLOSS) * shine
+        colour[scene, :, ray] += shine
+    return torch.where(sky.unsqueeze(1), _SKY, colour)
+
+
+def _gilded(
+    layout: Layout,
+    colour: Tensor,
+    albedo: Tensor,
+    normal: Tensor,
+    view: Tensor,
+    start: Tensor,
+    metal: Tensor,
+    spin: Tensor,
+) -> Tensor:
+    """`colour` `(B, 3, Q)` with the mirrored room, tinted, where surfaces are of `metal`."""
+    ray = _packed(metal)
+    if not ray.shape[1]:
+        return colour
+    inside = ray.clamp(max=metal.shape[1] - 1)
+    normal, view, start, tint = (_pick(t, inside) for t in (normal, view, start, albedo))
+    bounce = view - 2 * _dot(view, normal).unsqueeze(1) * normal
+    room = tint * _radiance(layout, start, bounce, spin, 1, mirrored=True)
+    colour = torch.nn.functional.pad(colour, (0, 1))
+    return colour.scatter(2, ray.unsqueeze(1).expand(-1, 3, -1), room)[..., :-1]
