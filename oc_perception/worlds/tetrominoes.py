@@ -41,10 +41,13 @@ TETROMINOES = _fixed_tetrominoes()
 
 @dataclass(frozen=True)
 class TetrominoesConfig:
-    """With blocks of 5 px, pictures of 35x35 px are the published data; 3 px goes with 21x21."""
+    """With blocks of 5 px, pictures of 35x35 px are the published data; 3 px goes with 21x21, and
+    flat blocks without `bevel` with so few pixels.
+    """
 
     num_objects: int = 3
     block_px: int = 5
+    bevel: bool = True
 
     def __post_init__(self) -> None:
         if self.num_objects < 1 or self.block_px < 2:
@@ -63,19 +66,19 @@ def _bevel(size: int, device: torch.device) -> Tensor:
 
 
 def _paint(
-    corners: Tensor, labels: Tensor, colours: Tensor, block_px: int, height: int, width: int
+    corners: Tensor, labels: Tensor, colours: Tensor, block: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Images and label maps from block corners `(B, M, 2)`, their labels `(B, M)` and `(B, M, 3)`
-    colours. Blocks must not overlap.
+    """Images and label maps from block corners `(B, M, 2)`, their labels `(B, M)`, `(B, M, 3)`
+    colours and the brightness of a `block`. Blocks must not overlap.
     """
     batch = len(corners)
-    inner = torch.arange(block_px, device=corners.device)
+    inner = torch.arange(len(block), device=corners.device)
     rows = corners[..., 0, None, None] + inner[:, None]
     columns = corners[..., 1, None, None] + inner
     pixels = (rows * width + columns).flatten(1)
     label_map = torch.zeros(batch, height * width, dtype=torch.long, device=corners.device)
-    label_map.scatter_(1, pixels, labels.repeat_interleave(block_px**2, 1))
-    values = (colours[..., None, None] * _bevel(block_px, corners.device)).transpose(1, 2)
+    label_map.scatter_(1, pixels, labels.repeat_interleave(block.numel(), 1))
+    values = (colours[..., None, None] * block).transpose(1, 2)
     images = torch.zeros(batch, 3, height * width, device=corners.device)
     images.scatter_(2, pixels.unsqueeze(1).expand(-1, 3, -1), values.flatten(2))
     return images.view(batch, 3, height, width), label_map.view(batch, height, width)
@@ -98,6 +101,8 @@ class Tetrominoes:
         self._cells = torch.tensor(TETROMINOES, device=self.device)  # (19, 4, 2) in blocks
         self._extent = self._cells.amax(1) + 1  # (19, 2) rows and columns of the bounding box
         self._colours = torch.tensor(COLOURS, device=self.device).float()
+        block = _bevel(config.block_px, self.device)
+        self._block = block if config.bevel else torch.ones_like(block)
 
     def sample(self, height: int, width: int) -> Scenes:
         """Factors: `shape` (index into TETROMINOES), `colour` (into COLOURS), `position` (centre
@@ -123,7 +128,7 @@ class Tetrominoes:
             self._blocks(shape, corner).flatten(1, 2),
             label.repeat_interleave(4, 1),
             self._colours[colour].repeat_interleave(4, 1),
-            block_px,
+            self._block,
             height,
             width,
         )
@@ -175,9 +180,10 @@ class AmbiguousScenes(Scenes):
 
 @dataclass(frozen=True)
 class AmbiguousTetrominoesConfig:
-    """Size of a block."""
+    """Size and look of a block."""
 
     block_px: int = 5
+    bevel: bool = True
 
     def __post_init__(self) -> None:
         if self.block_px < 2:
@@ -257,11 +263,12 @@ class AmbiguousTetrominoes:
             len(COLOURS), (batch,), generator=self.generator, device=self.device
         )
         colours = palette[colour].unsqueeze(1).expand(-1, rows * columns, -1)
+        block = _bevel(block_px, self.device)
+        if not self.config.bevel:
+            block = torch.ones_like(block)
         maps = []
         for cut in cuts.flatten(1):
-            images, labels = _paint(
-                corners, cut.expand(batch, -1), colours, block_px, height, width
-            )
+            images, labels = _paint(corners, cut.expand(batch, -1), colours, block, height, width)
             maps.append(labels)
         alternatives = torch.stack(maps, 1)
         chosen = torch.randint(count, (batch,), generator=self.generator, device=self.device)

@@ -93,6 +93,12 @@ def test_small_blocks_fit_small_pictures():
     assert ((labels == 2).sum((1, 2)) == 36).all()
 
 
+@pytest.mark.parametrize("name", ["tetrominoes", "ambiguous_tetrominoes"])
+def test_flat_blocks_have_one_brightness(name):
+    images = scenes(name, batch=8, bevel=False).images
+    assert images.unique().tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("settings", [{"block_px": 1}, {"num_objects": 0}, {"block": 5}])
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ConfigurationError, match="block_px"):
