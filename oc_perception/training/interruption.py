@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 
 _NOTICE = b"\nstopping after this step; once more to stop at once\n"
 
@@ -31,12 +31,7 @@ class HeldSignals:
                     signal.signal(number, self._hold)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._restore()
 
     def release(self) -> None:
