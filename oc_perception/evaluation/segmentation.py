@@ -181,7 +181,9 @@ def _expected_joint_sum(rows: Tensor, columns: Tensor) -> Tensor:
     to 1: no factorials, whose rounding grows with the image. Only the range that Bernstein's
     inequality leaves likely is computed, which is about 17 standard deviations wide.
     """
-    image, row, column = ((rows > 1).unsqueeze(2) & (columns > 1).unsqueeze(1)).nonzero().unbind(1)
+    # A segment of one pixel adds nothing, as n log n is 0 for 0 and for 1.
+    matter = (rows > 1).unsqueeze(2) & (columns > 1).unsqueeze(1)
+    image, row, column = matter.nonzero().unbind(1)
     a, b, pixels = rows[image, row], columns[image, column], rows.sum(1)[image]
     mean = a * b / pixels
     variance = mean * (pixels - a) * (pixels - b) / (pixels * (pixels - 1))
@@ -202,7 +204,10 @@ def _expected_joint_sum(rows: Tensor, columns: Tensor) -> Tensor:
         total = (weight * (n * n.log())).sum(1) + _n_log_n(first[part, 0])
         expected[order[part]] = total / (1 + weight.sum(1))
         start = part.stop
-    return rows.new_zeros(len(rows)).index_add_(0, image, expected)
+    # Not index_add_, which adds in an order of its own on a GPU.
+    cells = torch.zeros_like(matter, dtype=rows.dtype)
+    cells[image, row, column] = expected
+    return cells.sum((1, 2))
 
 
 def _n_log_n(n: Tensor) -> Tensor:
