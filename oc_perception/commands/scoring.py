@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser, seed: int) -> None:
     parser.add_argument(
         "--world",
         choices=sorted(WORLDS),
-        help="world with its default settings (default: what the model was trained on, with those"
-        f" settings, else {_DEFAULT_WORLD})",
+        help="(default: what the model was trained on, with those settings, else"
+        f" {_DEFAULT_WORLD}; another world has its default settings)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="world setting, for example num_objects=[3,6]")  # fmt: skip
@@ -58,9 +58,10 @@ def prepare(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, str, d
         if arguments.iterations < 1:
             raise UserError(f"--iterations must be at least 1, not {arguments.iterations}.")
         model.num_iterations = arguments.iterations
-    recipe = {} if arguments.world else trained_by(name)
+    recipe = trained_by(name)
     world = arguments.world or recipe.get("world", _DEFAULT_WORLD)
-    return model, world, override(recipe.get("world_config", {}), arguments.settings)
+    known = recipe.get("world_config", {}) if world == recipe.get("world") else {}
+    return model, world, override(known, arguments.settings)
 
 
 def trained_by(name: str) -> dict[str, Any]:

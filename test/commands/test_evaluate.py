@@ -60,8 +60,9 @@ def test_a_checkpoint_is_scored_on_the_world_it_was_trained_on(tmp_path, capsys)
     assert trained["floor_fg_ari"] != scores(capsys, *words, "--seed", "1")["floor_fg_ari"]
     changed = scores(capsys, *words, "--set", "num_objects=[5,5]")
     assert changed["world_config"] == {"num_objects": [5, 5], "supersampling": 1}
-    chosen = scores(capsys, *words, "--world", "tabletop")
-    assert chosen["world_config"] == {}
+    assert scores(capsys, *words, "--world", "tabletop")["world_config"] == trained["world_config"]
+    other = scores(capsys, *words, "--world", "sprites")
+    assert other["world"] == "sprites" and other["world_config"] == {}
     floors = {result["floor_fg_ari"] for result in (trained, changed, chosen)}
     assert len(floors) == 3
     (tmp_path / "recipe.yaml").unlink()  # a shipped checkpoint may hold metrics.json alone
