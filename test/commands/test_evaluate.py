@@ -63,7 +63,7 @@ def test_a_checkpoint_is_scored_on_the_world_it_was_trained_on(tmp_path, capsys)
     assert scores(capsys, *words, "--world", "tabletop")["world_config"] == trained["world_config"]
     other = scores(capsys, *words, "--world", "sprites")
     assert other["world"] == "sprites" and other["world_config"] == {}
-    floors = {result["floor_fg_ari"] for result in (trained, changed, chosen)}
+    floors = {result["floor_fg_ari"] for result in (trained, changed, other)}
     assert len(floors) == 3
     (tmp_path / "recipe.yaml").unlink()  # a shipped checkpoint may hold metrics.json alone
     assert scores(capsys, *words) == trained
