@@ -55,10 +55,12 @@ _CENSUS_PX = 64  # resolution at which visible pixels are counted
 
 _FLOOR_ALBEDO = 0.75
 _SKY = 0.105  # radiance from above the horizon
-_BOUNCE = 0.18  # radiance from the floor below
-_RUBBER_GLOSS = 0.03
-_SHARPNESS = (20.0, 400.0)  # Blinn-Phong exponent of rubber and metal
-_BEVEL = 0.08  # of the radius: edges shade as if rounded
+_BOUNCE = 0.19  # radiance from the floor below
+_RUBBER_GLOSS = 0.02
+_MIRROR = 0.88  # share of light that metal reflects, next to its colour
+_SHARPNESS = (20.0, 300.0)  # Blinn-Phong exponent of rubber and metal
+_BEVEL = 0.1  # of the radius: edges shade as if rounded
+_MIRRORED_SAMPLES = 2  # shadow rays for what metal shows
 _OFFSET_M = 1e-3  # lifts shadow and mirror rays off the surface they start on
 
 
@@ -82,7 +84,7 @@ _LAMPS = (
     _Lamp(
         (0.414 * _SUN_M, -0.195 * _SUN_M, 0.889 * _SUN_M),
         (-0.414, 0.195, -0.889),
-        (0.09 * _SUN_M**2,) * 3,
+        (0.1 * _SUN_M**2,) * 3,
         0.1 * _SUN_M,
         jitters=False,
     ),
@@ -376,7 +378,7 @@ def _packed(mask: Tensor) -> Tensor:
     """Where `mask` `(B, P)` holds, row by row `(B, Q)` for the largest count Q; P pads."""
     position = mask.cumsum(1) - 1
     row, column = mask.nonzero().unbind(1)
-    packed = column.new_full((len(mask), int(position.max()) + 1), mask.shape[1])
+    packed = column.new_full((len(mask), int(mask.sum(1).amax())), mask.shape[1])
     packed[row, position[row, column]] = column
     return packed
 
@@ -496,7 +498,8 @@ def _radiance(
     place = scene, owner[scene, ray]
     facet = _normals(solids, *place, point[scene, :, ray])
     normal[scene, :, ray] = facet
-    albedo[scene, :, ray] = solids.colour[place]
+    hue = solids.colour[place]
+    albedo[scene, :, ray] = hue
     metal = solids.gloss[place]
     sharpness = torch.lerp(*metal.new_tensor(_SHARPNESS), metal)
     view = _unit(direction)
@@ -513,11 +516,9 @@ def _radiance(
         aim = light.new_tensor(lamp.aim).view(1, 3, 1)
         strength = (-aim * light).sum(1).clamp(min=0) / square
         arriving = strength * _dot(normal, light).clamp(min=0)
-        if not mirrored:
-            lit = (arriving > 1e-5) & ~sky
-            arriving = arriving * (
-                1 - _shadow(solids, owner, lit, start, place, lamp.radius, spin, shadow_samples)
-            )
+        lit = (arriving > 1e-5) & ~sky
+        hidden = _shadow(solids, owner, lit, start, place, lamp.radius, spin, shadow_samples)
+        arriving = arriving * (1 - hidden)
         power = light.new_tensor(lamp.power)
         diffuse.addcmul_(power.view(1, 3, 1), arriving.unsqueeze(1))
         half = torch.nn.functional.normalize(light[scene, :, ray] - look, dim=1)
@@ -530,8 +531,8 @@ def _radiance(
         gleam = torch.zeros_like(on_object)
         gleam[scene, ray] = metal > 0
         colour = _gilded(layout, colour, albedo, normal, view, start, gleam, spin)
-        shine = torch.where(metal.unsqueeze(1) > 0, albedo[scene, :, ray], _RUBBER_GLOSS) * shine
-        colour[scene, :, ray] += shine
+        reflected = torch.where(metal.unsqueeze(1) > 0, _MIRROR * hue, _RUBBER_GLOSS)
+        colour[scene, :, ray] += reflected * shine
     return torch.where(sky.unsqueeze(1), _SKY, colour)
 
 
@@ -552,6 +553,8 @@ def _gilded(
     inside = ray.clamp(max=metal.shape[1] - 1)
     normal, view, start, tint = (_pick(t, inside) for t in (normal, view, start, albedo))
     bounce = view - 2 * _dot(view, normal).unsqueeze(1) * normal
-    room = tint * _radiance(layout, start, bounce, spin, 1, mirrored=True)
+    room = (
+        _MIRROR * tint * _radiance(layout, start, bounce, spin, _MIRRORED_SAMPLES, mirrored=True)
+    )
     colour = torch.nn.functional.pad(colour, (0, 1))
     return colour.scatter(2, ray.unsqueeze(1).expand(-1, 3, -1), room)[..., :-1]
