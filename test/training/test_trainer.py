@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training: exact resume, safe interruption, clear errors."""
 
+import functools
 import json
 import os
 import re
@@ -144,6 +145,21 @@ def test_two_processes_learn_what_one_does_and_one_can_go_on(tmp_path):
     for a, b in zip(one, two, strict=True):
         for name in ("loss", "reconstruction", "latent_kl", "mask_kl", "gradient_norm"):
             assert b[name] == pytest.approx(a[name], rel=1e-5), name
+
+
+def test_a_compiled_loss_teaches_the_same(tmp_path, monkeypatch):
+    plans = {
+        flag: recipe("training.evaluate_every=1", f"training.compile={flag}")
+        for flag in ("false", "true")
+    }
+    tracing = functools.partial(torch.compile, backend="eager")  # code generation takes minutes
+    monkeypatch.setattr(torch, "compile", tracing)
+    losses = {}
+    for flag, plan in plans.items():
+        trainer.train(plan, tmp_path / flag, report=quiet, stop_at_step=2)
+        lines = (tmp_path / flag / "log.jsonl").read_text().splitlines()
+        losses[flag] = [json.loads(line)["loss"] for line in lines]
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-5)
 
 
 def test_shards_that_the_processes_cannot_share_are_refused(tmp_path):
