@@ -49,8 +49,8 @@ PALETTE = (
 _FRAME_WIDTH_PX, _WINDOW_PX = 320, 192
 _FOCAL_WIDTHS = 350 / _WINDOW_PX
 _AXIS = (0.0, -5 / _WINDOW_PX)  # the optical axis meets row 120 of the frame, the window's is 125
-_CANDIDATES = 32  # positions tried per object before its scene is drawn anew
-_ROUNDS = 40  # scenes drawn anew before what does not fit or cannot be seen is left out
+_CANDIDATES = 256  # positions tried per object before its room is given up
+_ROUNDS, _TRIES = 25, 8  # rooms that failed are drawn anew so often, in so many tries at a time
 _CENSUS_PX = 64  # resolution at which visible pixels are counted
 
 _FLOOR_ALBEDO = 0.75
@@ -178,6 +178,10 @@ class Layout:
         """The camera of the window, looking at the origin."""
         return Camera(self.camera, torch.zeros_like(self.camera), _FOCAL_WIDTHS, _AXIS)
 
+    def of(self, rows: Tensor) -> Layout:
+        """Some scenes only."""
+        return Layout(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
     def merged(self, other: Layout, rows: Tensor) -> Layout:
         """This with its scenes `rows` replaced by those of `other`."""
         return Layout(
@@ -229,22 +233,23 @@ class Rooms:
     def draw(self) -> Layout:
         """Rooms in which every object stands free and can be seen.
 
-        A room that fails is drawn anew; after many failures, what does not fit or cannot be seen
-        is left out of it.
+        A room that fails is drawn anew with as many objects; after many failures, what does not
+        fit or cannot be seen is left out.
         """
-        layout, fits = self._propose(self.batch_size)
-        hidden = layout.present & (visible_px(layout) < self.config.min_visible_px)
-        bad = ~fits | hidden.any(1)
+        low, high = self.config.num_objects
+        wanted = low + self._integers(high - low + 1, self.batch_size, 1)
+        rows, layout = torch.arange(self.batch_size, device=self.device), None
         for _ in range(_ROUNDS):
-            rows = bad.nonzero().squeeze(1)
+            tries = min(_TRIES, -(-self.batch_size // len(rows)))
+            fresh, good = self._propose(wanted[rows].repeat_interleave(tries, 0))
+            best = good.view(-1, tries).float().argmax(1)
+            best += tries * torch.arange(len(rows), device=self.device)
+            fresh = fresh.of(best)
+            layout = layout.merged(fresh, rows) if layout else fresh
+            rows = rows[~good[best]]
             if not len(rows):
-                return layout
-            fresh, fits = self._propose(len(rows))
-            lost = fresh.present & (visible_px(fresh) < self.config.min_visible_px)
-            layout = layout.merged(fresh, rows)
-            hidden = hidden.index_copy(0, rows, lost)
-            bad = bad.index_copy(0, rows, ~fits | lost.any(1))
-        return replace(layout, present=layout.present & ~hidden)
+                break
+        return layout
 
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
         draw = torch.rand(*shape, generator=self.generator, device=self.device)
@@ -253,9 +258,11 @@ class Rooms:
     def _integers(self, count: int, *shape: int) -> Tensor:
         return torch.randint(0, count, shape, generator=self.generator, device=self.device)
 
-    def _propose(self, batch: int) -> tuple[Layout, Tensor]:
-        """Rooms with as many objects as fit, and `(B,)` bool, whether all did."""
-        config, (low, high) = self.config, self.config.num_objects
+    def _propose(self, wanted: Tensor) -> tuple[Layout, Tensor]:
+        """Rooms with those of `wanted` `(B, 1)` objects that fit and can be seen, and `(B,)` bool,
+        whether all do.
+        """
+        config, batch, high = self.config, len(wanted), self.config.num_objects[1]
         shift = config.camera_jitter_m
         camera = torch.tensor(config.camera_position_m, device=self.device)
         camera = camera + self._uniform(-shift, shift, batch, 3)
@@ -263,7 +270,6 @@ class Rooms:
         loose = torch.tensor([[float(lamp.jitters)] for lamp in _LAMPS], device=self.device)
         lamps = torch.tensor([lamp.position for lamp in _LAMPS], device=self.device)
         lamps = lamps + loose * self._uniform(-shift, shift, batch, len(_LAMPS), 3)
-        wanted = low + self._integers(high - low + 1, batch, 1)
         size = self._integers(len(SIZES), batch, high)
         radius = torch.tensor(config.radius_m, device=self.device)[size]
         layout = Layout(
@@ -280,7 +286,8 @@ class Rooms:
         )
         place, free = self._places(layout)
         layout = replace(layout, place=place, present=layout.present & free)
-        return layout, (layout.present.sum(1, keepdim=True) == wanted).squeeze(1)
+        seen = layout.present & (visible_px(layout) >= config.min_visible_px)
+        return replace(layout, present=seen), seen.sum(1) == wanted.squeeze(1)
 
     def _places(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Where objects stand `(B, N, 2)` m, and whether there was room for each `(B, N)`."""
