@@ -170,21 +170,28 @@ def intersect(objects: Objects, origin: Tensor, direction: Tensor) -> Tensor:
 
 
 def passing(
-    objects: Objects, origin: Tensor, direction: Tensor, margin: Tensor | float = 0.0
+    objects: Objects,
+    origin: Tensor,
+    direction: Tensor,
+    margin: Tensor | float = 0.0,
+    segments: bool = False,
 ) -> Tensor:
     """Whether rays may meet objects, `(B, N, P)` bool: whether they pass through the sphere
     around each, enlarged by `margin` m (a number or `(B, N)`). `origin` `(B, 3, P or 1)`,
-    `direction` `(B, 3, P)`.
+    `direction` `(B, 3, P)`; `segments` end at distance 1.
     """
-    centre = objects.centre
+    x, y, z = (objects.centre.unsqueeze(3) - origin.unsqueeze(1)).unbind(2)  # (B, N, P or 1)
+    dx, dy, dz = direction.unsqueeze(1).unbind(2)
     length = direction.square().sum(1, keepdim=True)
-    start = -(origin * direction).sum(1, keepdim=True)
-    ahead = torch.baddbmm(start.expand(-1, centre.shape[1], -1), centre, direction)
-    square = centre.square().sum(2, keepdim=True) - 2 * (centre @ origin)
-    outside = square + origin.square().sum(1, keepdim=True)
-    outside = outside - (objects.reach + margin).square().unsqueeze(2)
+    ahead = (x * dx).addcmul_(y, dy).addcmul_(z, dz)
+    reach = (objects.reach + margin).unsqueeze(2)
+    outside = (x * x).addcmul_(y, y).addcmul_(z, z) - reach * reach
     outside = torch.where(objects.present.unsqueeze(2), outside, _FAR)
-    return (outside * length < ahead * ahead) & ((ahead > 0) | (outside < 0))
+    near = (ahead > 0) | (outside < 0)
+    near &= outside * length < ahead * ahead
+    if segments:
+        near &= ahead < length + reach.amax(1, keepdim=True) * length.sqrt()
+    return near
 
 
 def distances(

@@ -12,18 +12,17 @@ import torch
 from oc_perception.configuration import ConfigurationError
 from oc_perception.worlds.raycast import CUBE, SPHERE, Camera, intersect, intersect_near
 from oc_perception.worlds.registry import create_world
-from oc_perception.worlds.rooms import (
+from oc_perception.worlds.room_pictures import (
     COLOURS,
     MATERIALS,
     PALETTE,
     SHAPES,
     SIZES,
     Layout,
-    Rooms,
-    RoomsConfig,
     render,
     visible_px,
 )
+from oc_perception.worlds.rooms import Rooms, RoomsConfig
 
 QUICK_PX = 24
 
@@ -222,6 +221,7 @@ def test_what_does_not_fit_is_left_out_instead_of_searching_forever():
         ({"min_gap_m": -1.0}, "min_gap_m"),
         ({"camera_position_m": (0.0, 0.0, 5.0)}, "camera_position_m"),
         ({"camera_jitter_m": 9.0}, "camera_jitter_m"),
+        ({"lamp_jitter_m": 3.0}, "lamp_jitter_m"),
         ({"supersampling": 0}, "supersampling"),
         ({"shadow_samples": 0}, "shadow_samples"),
     ],
