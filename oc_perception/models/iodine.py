@@ -38,7 +38,7 @@ class IodineConfig:
     `likelihood` is `mixture` (eq. 1) or `composite` (one density around the mask-weighted mean, as
     in EfficientMORL); `density` is `gaussian` with standard deviation `sigma` or `logistic` with
     scale `sigma`. In training T grows from `first_iterations` (0: no growth) to `num_iterations`
-    over the first half.
+    over the first half, and `first_sigma` (0: no change) shrinks to `sigma` until the end.
     """
 
     frame_size: tuple[int, int] = (64, 64)
@@ -55,6 +55,7 @@ class IodineConfig:
     likelihood: str = "mixture"
     density: str = "gaussian"
     sigma: float = 0.1
+    first_sigma: float = 0.0
     scene_cut_nats: float = 2.0
 
     def __post_init__(self) -> None:
@@ -66,8 +67,8 @@ class IodineConfig:
             raise ValueError("num_slots, num_iterations, tracking_iterations must be at least 1")
         if not (self.decoder_channels and self.encoder_channels and self.kernel_size % 2):
             raise ValueError("decoder and encoder need a layer, kernel_size must be odd")
-        if self.sigma <= 0:
-            raise ValueError("sigma must be positive")
+        if self.sigma <= 0 or self.first_sigma < 0:
+            raise ValueError("sigma must be positive, first_sigma not negative")
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ class Iodine(nn.Module):
         self.frame_size = config.frame_size
         self.num_slots = config.num_slots
         self.num_iterations = config.num_iterations
+        self.sigma = config.sigma
         self.decoder = Decoder(config)
         self.refinement = Refinement(config)
         start = torch.zeros(2, config.latent_size)
@@ -221,7 +223,7 @@ class Iodine(nn.Module):
             if not self.training:
                 z = z.detach().requires_grad_(not last)
             means, logits = self._decode(z)
-            scores = _score(self.config, frame.unsqueeze(1), means, logits)
+            scores = _score(self.config, self.sigma, frame.unsqueeze(1), means, logits)
             kl = 0.5 * (variance + mean**2 - 1 - variance.log()).sum((1, 2))
             decomposition = Decomposition(scores.log_masks.squeeze(2), means, mean)
             iteration = Iteration(decomposition, -scores.log_pixel.sum((1, 2, 3, 4)), kl)
@@ -267,6 +269,8 @@ class Iodine(nn.Module):
         in [0, 1] is the share of training done.
         """
         config = self.config
+        first = config.first_sigma or config.sigma
+        self.sigma = first ** (1 - progress) * config.sigma**progress
         if frames.dim() == 5:
             images = frames.unbind(1)
         else:
@@ -374,10 +378,12 @@ class _Scores:
     pixel_maps: Tensor  # (B, K, 3, H, W): d_logits, log p(x), log p(x) - log p(x without slot k)
 
 
-def _score(config: IodineConfig, frame: Tensor, means: Tensor, logits: Tensor) -> _Scores:
+def _score(
+    config: IodineConfig, sigma: float, frame: Tensor, means: Tensor, logits: Tensor
+) -> _Scores:
     """Likelihood of `frame` `(B, 1, 3, H, W)` and the closed-form gradients of its negative."""
     log_masks = logits.log_softmax(1)
-    log_density, slope = _density(config, frame, means)
+    log_density, slope = _density(config.density, sigma, frame, means)
     joint = log_masks + log_density
     log_mixture = joint.logsumexp(1, keepdim=True)
     log_pixel = log_mixture
@@ -388,7 +394,7 @@ def _score(config: IodineConfig, frame: Tensor, means: Tensor, logits: Tensor) -
             d_means, d_logits = -responsibility * slope, masks - responsibility
     if config.likelihood == "composite":
         composite = (log_masks.exp() * means).sum(1, keepdim=True)
-        log_pixel, slope = _density(config, frame, composite)
+        log_pixel, slope = _density(config.density, sigma, frame, composite)
         with torch.no_grad():
             d_means = -masks * slope
             d_logits = (d_means * (means - composite)).sum(2, keepdim=True)
@@ -407,16 +413,16 @@ def _score(config: IodineConfig, frame: Tensor, means: Tensor, logits: Tensor) -
     return _Scores(log_masks, log_pixel, log_density.softmax(1), d_means, d_logits, pixel_maps)
 
 
-def _density(config: IodineConfig, frame: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+def _density(density: str, sigma: float, frame: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
     """Log density over the three channels `(B, K, 1, H, W)` and its derivative by the mean."""
-    scaled = (frame - means) / config.sigma
-    if config.density == "gaussian":
+    scaled = (frame - means) / sigma
+    if density == "gaussian":
         log_density = -0.5 * scaled.square() - 0.5 * math.log(2 * math.pi)
-        slope = scaled.detach() / config.sigma
+        slope = scaled.detach() / sigma
     else:
         log_density = -scaled - 2 * F.softplus(-scaled)
-        slope = (scaled.detach() / 2).tanh() / config.sigma
-    return (log_density - math.log(config.sigma)).sum(2, keepdim=True), slope
+        slope = (scaled.detach() / 2).tanh() / sigma
+    return (log_density - math.log(sigma)).sum(2, keepdim=True), slope
 
 
 def _detached(iteration: Iteration) -> Iteration:

@@ -45,7 +45,7 @@ def test_closed_form_gradients_equal_autograd(likelihood, density):
     frame = torch.rand(2, 1, 3, 5, 6, dtype=torch.double, generator=draw)
     means = torch.rand(2, 3, 3, 5, 6, dtype=torch.double, generator=draw).requires_grad_()
     logits = torch.randn(2, 3, 1, 5, 6, dtype=torch.double, generator=draw).requires_grad_()
-    scores = module._score(config, frame, means, logits)
+    scores = module._score(config, config.sigma, frame, means, logits)
     expected = torch.autograd.grad(-scores.log_pixel.sum(), (means, logits))
     torch.testing.assert_close(scores.d_means, expected[0], rtol=0, atol=1e-9)
     torch.testing.assert_close(scores.d_logits, expected[1], rtol=0, atol=1e-9)
@@ -59,7 +59,7 @@ def test_likelihood_and_refinement_inputs_equal_a_naive_evaluation(likelihood, d
     frame = torch.rand(1, 1, 3, 2, 3, dtype=torch.double, generator=draw)
     means = torch.rand(1, 3, 3, 2, 3, dtype=torch.double, generator=draw)
     logits = torch.randn(1, 3, 1, 2, 3, dtype=torch.double, generator=draw)
-    scores = module._score(config, frame, means, logits)
+    scores = module._score(config, config.sigma, frame, means, logits)
 
     def probability(x, mean):
         if density == "gaussian":
@@ -170,8 +170,8 @@ def test_a_shared_offset_of_the_logits_changes_nothing():
     draw = generator()
     frame, means = torch.rand(1, 1, 3, 4, 4, generator=draw), torch.rand(1, 3, 3, 4, 4)
     logits = torch.randn(1, 3, 1, 4, 4, generator=draw)
-    plain = module._score(SMALL, frame, means, logits)
-    moved = module._score(SMALL, frame, means, logits + 7)
+    plain = module._score(SMALL, SMALL.sigma, frame, means, logits)
+    moved = module._score(SMALL, SMALL.sigma, frame, means, logits + 7)
     torch.testing.assert_close(plain.log_pixel, moved.log_pixel)
     torch.testing.assert_close(plain.d_logits, moved.d_logits, rtol=1e-4, atol=1e-5)
 
@@ -182,7 +182,7 @@ def test_extreme_logits_and_colours_stay_finite():
     logits = torch.tensor([200.0, -200.0, 0.0]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 4, 4)
     for likelihood, density in KINDS:
         config = dataclasses.replace(SMALL, likelihood=likelihood, density=density)
-        scores = module._score(config, frame, means, logits)
+        scores = module._score(config, config.sigma, frame, means, logits)
         for value in dataclasses.astuple(scores):
             assert value.isfinite().all()
 
@@ -262,7 +262,7 @@ def test_marked_inputs_are_cut_off_and_the_others_are_not():
     frame = torch.rand(1, 1, 3, 4, 4, generator=generator())
     means = torch.rand(1, 3, 3, 4, 4).requires_grad_()
     logits = torch.randn(1, 3, 1, 4, 4).requires_grad_()
-    scores = module._score(SMALL, frame, means, logits)
+    scores = module._score(SMALL, SMALL.sigma, frame, means, logits)
     assert not any(t.requires_grad for t in (scores.d_means, scores.d_logits, scores.pixel_maps))
     assert scores.mask_posterior.requires_grad and scores.log_masks.requires_grad
 
@@ -289,6 +289,16 @@ def test_iterations_grow_over_the_first_half_of_training(monkeypatch):
     for progress in (0.0, 0.25, 0.5, 1.0):
         model.loss(pictures(1), generator(), progress)
     assert counts == [3, 5, 6, 6]
+
+
+def test_sigma_shrinks_from_the_first_to_the_last():
+    model = build(first_sigma=0.4, sigma=0.1)
+    assert model.sigma == 0.1
+    found = []
+    for progress in (0.0, 0.5, 1.0):
+        model.loss(pictures(1), generator(), progress)
+        found.append(model.sigma)
+    assert found == pytest.approx([0.4, 0.2, 0.1])
 
 
 def test_a_few_scenes_can_be_learnt():
