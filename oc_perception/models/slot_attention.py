@@ -212,6 +212,13 @@ class SlotAttention(nn.Module):
         with torch.autocast(slots.device.type, enabled=False):
             return self.predictor(slots) if self.predictor else slots
 
+    def decode(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Log masks `(B, K, H, W)` and means `(B, K, 3, H, W)`, limited to [0, 1], of slots `(B, K,
+        D)`.
+        """
+        means, log_masks = self.decoder(slots)
+        return log_masks, means.clamp(0, 1)
+
     def initial_state(self, batch_size: int) -> SlotState:
         """The same slots for every image; slot k starts alike for any K and on any device."""
         generator = torch.Generator().manual_seed(self.config.noise_seed)
