@@ -9,6 +9,7 @@ import importlib
 _BENCHMARKS = {
     "latency": "latency of the node chain",
     "discovery": "scores of several training seeds of one recipe",
+    "multistability": "groupings of an ambiguous picture that inference finds",
 }
 
 

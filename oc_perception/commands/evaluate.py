@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from oc_perception.evaluation.curves import refinement_curve, slot_curve
 from oc_perception.evaluation.discovery import examine_discovery, fresh_scenes
 from oc_perception.evaluation.figures import decomposition_grid
 from oc_perception.evaluation.latents import hypotheses, traverse
+from oc_perception.evaluation.readout import evaluate_readout
 from oc_perception.evaluation.refinement import is_iterative
 from oc_perception.models.registry import ModelError
 
@@ -32,6 +34,7 @@ _GRID_SCENES = 8
 _CURVE_SCENES = 128
 _TRAVERSAL_SCENES = 32
 _HYPOTHESIS_SCENES, _HYPOTHESES = 4, 6
+_READOUT_TRAINING = 4  # scenes to fit the read-out, per scene to score it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figures", type=Path, metavar="DIR", help="draw figures into this folder"
     )
+    parser.add_argument(
+        "--readout",
+        action="store_true",
+        help="what one linear layer tells of an object from its slot: accuracy, R^2",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,14 +63,34 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = (model, world, config)
     batches = fresh_scenes(*wanted, arguments.scenes, arguments.seed, arguments.device)
     scores = examine_discovery(model, batches)
+    readout = _readout(*wanted, arguments) if arguments.readout else {}
     if arguments.figures:
         _draw(*wanted, arguments)
     if arguments.json:
-        scoring.write_json({**scores, **scoring.settings(*wanted, arguments)}, arguments.json)
+        report = {**scores, **readout, **scoring.settings(*wanted, arguments)}
+        scoring.write_json(report, arguments.json)
     if arguments.json != "-":
-        for name, value in scores.items():
-            print(f"{name:>24}  {value:.4g}")
+        flat = {f"{kind} {name}": value for kind, part in readout.items()
+                for name, value in part.items()}  # fmt: skip
+        for name, value in (scores | flat).items():
+            print(f"{name:>24}  {'-' if value is None else format(value, '.4g')}")
     return 0
+
+
+def _readout(
+    model: nn.Module, world: str, config: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, dict[str, float | None]]:
+    """Accuracy, chance and R^2 by factor; None where a factor never changes."""
+    scenes = arguments.scenes
+    found = evaluate_readout(
+        model, world, config, _READOUT_TRAINING * scenes, scenes, arguments.seed, arguments.device
+    )
+    return {
+        kind: {
+            name: value if math.isfinite(value) else None for name, value in found[kind].items()
+        }
+        for kind in ("accuracy", "chance", "r2")
+    }
 
 
 def _draw(

@@ -213,8 +213,8 @@ class SlotAttention(nn.Module):
             return self.predictor(slots) if self.predictor else slots
 
     def decode(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Log masks `(B, K, H, W)` and means `(B, K, 3, H, W)`, limited to [0, 1], of slots `(B, K,
-        D)`.
+        """Log masks `(B, K, H, W)` and means `(B, K, 3, H, W)`, limited to [0, 1], of slots
+        `(B, K, D)`.
         """
         means, log_masks = self.decoder(slots)
         return log_masks, means.clamp(0, 1)

@@ -158,3 +158,15 @@ def test_runs_that_are_not_seeds_of_one_recipe_are_refused(tmp_path, capsys):
     (tmp_path / "a" / "metrics.json").unlink()
     assert main(["benchmark", "discovery", first, "--quick"]) == 2
     assert "finish its training first" in capsys.readouterr().err
+
+
+def test_a_readout_tells_factors_beside_chance(tmp_path, capsys):
+    name = checkpoint(tmp_path, "slot_attention", world="sprites")
+    found = scores(capsys, "evaluate", name, "--scenes", "16", "--readout")
+    assert found["accuracy"].keys() == found["chance"].keys() == {"shape"}
+    assert {"position", "size", "rgb", "angle"} == found["r2"].keys()
+    assert 0 <= found["accuracy"]["shape"] <= 1
+    assert main(["evaluate", name, "--scenes", "16", "--readout"]) == 0
+    assert "accuracy shape" in capsys.readouterr().out
+    assert main(["evaluate", "grid", "--scenes", "4", "--readout"]) == 2  # tabletop has no factors
+    assert "factors" in capsys.readouterr().err
