@@ -161,7 +161,7 @@ def test_runs_that_are_not_seeds_of_one_recipe_are_refused(tmp_path, capsys):
 
 
 def test_a_readout_tells_factors_beside_chance(tmp_path, capsys):
-    name = checkpoint(tmp_path, "slot_attention", world="sprites")
+    name = checkpoint(tmp_path, world="sprites")
     found = scores(capsys, "evaluate", name, "--scenes", "16", "--readout")
     assert found["accuracy"].keys() == found["chance"].keys() == {"shape"}
     assert {"position", "size", "rgb", "angle"} == found["r2"].keys()
