@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from oc_perception.configuration import ConfigurationError
 from oc_perception.worlds.scene_files import read_scenes
-from oc_perception.worlds.scenes import Scenes
+from oc_perception.worlds.scenes import Scenes, World
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,18 @@ class _Stored(NamedTuple):
     factors: dict[str, Tensor]
 
 
-class Published:
+class Published(World):
     """Batches of scenes from a file; only the generator decides which."""
 
-    def __init__(
-        self,
-        config: PublishedConfig,
-        batch_size: int = 1,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> None:
+    Config = PublishedConfig
+
+    def _prepare(self) -> None:
         """Read the file, unless it has just been read.
 
         Raises ConfigurationError when it is missing, damaged, of an unknown layout, too large for
         `memory_gb`, or has no such scene.
         """
-        self.config = config
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        config = self.config
         path = Path(config.path).expanduser()
         if not path.is_file():
             raise ConfigurationError(

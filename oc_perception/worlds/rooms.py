@@ -26,7 +26,7 @@ from oc_perception.worlds.room_pictures import (
     render,
     visible_px,
 )
-from oc_perception.worlds.scenes import Scenes
+from oc_perception.worlds.scenes import Scenes, World
 
 _CANDIDATES = 256  # positions tried per object before its room is given up
 _ROUNDS, _TRIES = 25, 8  # rooms that failed are drawn anew so often, in so many tries at a time
@@ -78,22 +78,12 @@ class RoomsConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-class Rooms:
+class Rooms(World):
     """A batch of independent rooms; all randomness from one seeded generator. A seed gives the
     same rooms at every resolution.
     """
 
-    def __init__(
-        self,
-        config: RoomsConfig = RoomsConfig(),
-        batch_size: int = 1,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.config = config
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+    Config = RoomsConfig
 
     def sample(self, height: int, width: int) -> Scenes:
         """Fresh rooms. Factors: `shape`, `size`, `material`, `colour` categories, `rgb` albedo,
@@ -136,13 +126,6 @@ class Rooms:
             if not len(rows):
                 break
         return layout
-
-    def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        draw = torch.rand(*shape, generator=self.generator, device=self.device)
-        return low + (high - low) * draw
-
-    def _integers(self, count: int, *shape: int) -> Tensor:
-        return torch.randint(0, count, shape, generator=self.generator, device=self.device)
 
     def _propose(self, wanted: Tensor) -> tuple[Layout, Tensor]:
         """Rooms with those of `wanted` `(B, 1)` objects that fit and can be seen, and `(B,)` bool,

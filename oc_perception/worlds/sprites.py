@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oc_perception.worlds.scenes import Scenes
+from oc_perception.worlds.scenes import Scenes, World
 
 SQUARE, ELLIPSE, HEART = range(3)
 BACKGROUNDS = ("grey", "coloured", "binary")
@@ -47,29 +47,20 @@ class SpritesConfig:
             raise ValueError(f"scale must be 0 < low <= high, not {self.scale}")
 
 
-class Sprites:
+class Sprites(World):
     """Batches of pictures, drawn anew each time; all randomness from one seeded generator."""
 
-    def __init__(
-        self,
-        config: SpritesConfig = SpritesConfig(),
-        batch_size: int = 1,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.config = config
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+    Config = SpritesConfig
 
     def sample(self, height: int, width: int) -> Scenes:
         """Factors: `shape`, `size` (dSprites' scale), `position`, `angle` (rad), `rgb`."""
-        low, high = self.config.num_objects
-        shape = self._integers(0, 3, high)
-        size = self._uniform(*self.config.scale, high)
-        position = self._uniform(_CENTRES_PX[0], _CENTRES_PX[1], high, 2) / _NATIVE_PX
-        angle = self._uniform(0, 2 * math.pi, high)
-        present = torch.arange(high, device=self.device) < self._integers(low, high + 1, 1)
+        (low, high), batch = self.config.num_objects, self.batch_size
+        shape = self._integers(3, batch, high)
+        size = self._uniform(*self.config.scale, batch, high)
+        position = self._uniform(*_CENTRES_PX, batch, high, 2) / _NATIVE_PX
+        angle = self._uniform(0, 2 * math.pi, batch, high)
+        count = low + self._integers(high + 1 - low, batch, 1)
+        present = torch.arange(high, device=self.device) < count
         rgb, background = self._colours(high)
 
         covered = _inside(shape, size, position, angle, height, width)
@@ -91,26 +82,20 @@ class Sprites:
         }
         return Scenes(images, labels, present, factors)
 
-    def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        draw = torch.rand(self.batch_size, *shape, generator=self.generator, device=self.device)
-        return low + (high - low) * draw
-
-    def _integers(self, low: int, high: int, count: int) -> Tensor:
-        size = (self.batch_size, count)
-        return torch.randint(low, high, size, generator=self.generator, device=self.device)
-
     def _colours(self, count: int) -> tuple[Tensor, Tensor]:
         """Colours of the sprites `(B, N, 3)` and of the background `(B, 3)`, in steps of 1/255."""
+        batch = self.batch_size
         if self.config.background == "binary":
-            rgb = torch.ones(self.batch_size, count, 3, device=self.device)
+            rgb = torch.ones(batch, count, 3, device=self.device)
             return rgb, torch.zeros_like(rgb[:, 0])
         if self.config.background == "grey":
-            hue = self._uniform(0, 6, count, 1)
+            hue = self._uniform(0, 6, batch, count, 1)
             phase = torch.tensor([0.0, 4.0, 2.0], device=self.device)
             rgb = (((hue + phase) % 6 - 3).abs() - 1).clamp(0, 1)
-            background = self._uniform(0, 1, 1).expand(-1, 3)
+            background = self._uniform(0, 1, batch, 1).expand(-1, 3)
         else:
-            rgb, background = self._uniform(0, 1, count, 3), self._uniform(0, 1, 3)
+            rgb = self._uniform(0, 1, batch, count, 3)
+            background = self._uniform(0, 1, batch, 3)
         return (rgb * 255).round() / 255, (background * 255).round() / 255
 
 

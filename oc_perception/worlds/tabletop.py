@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from oc_perception.worlds.raycast import Camera, Lighting, Objects, render
+from oc_perception.worlds.scenes import World
 
 PALETTE = (
     (215, 35, 35),
@@ -71,22 +72,14 @@ class TabletopFrame:
     depths: Tensor
 
 
-class Tabletop:
+class Tabletop(World):
     """A batch of independent tables, advanced and drawn together; all randomness from one seeded
     generator.
     """
 
-    def __init__(
-        self,
-        config: TabletopConfig = TabletopConfig(),
-        batch_size: int = 1,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.config = config
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+    Config = TabletopConfig
+
+    def _prepare(self) -> None:
         self.reset()
 
     def reset(self) -> None:
@@ -123,16 +116,10 @@ class Tabletop:
         self.identity = torch.zeros_like(self.objects.shape)
         self.next_identity = torch.ones(batch, dtype=torch.long, device=self.device)
         low, high = config.num_objects
-        count = torch.randint(
-            low, high + 1, (batch,), generator=self.generator, device=self.device
-        )
+        count = low + self._integers(high + 1 - low, batch)
         for slot in range(slots):
             self._spawn(slot, wanted=slot < count, entering=False)
         self.target_count = count
-
-    def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        draw = torch.rand(*shape, generator=self.generator, device=self.device)
-        return low + (high - low) * draw
 
     def _spawn(self, slot: int, wanted: Tensor, entering: bool) -> None:
         """Put a new object into `slot` of the scenes `wanted` `(B,)`, in view or just outside it,
@@ -164,7 +151,7 @@ class Tabletop:
             weight = weight - (used.bool() & self.objects.present.unsqueeze(-1)).any(1).float()
         colour_index = weight.argmax(1)
         palette = torch.tensor(PALETTE, device=self.device) / 255
-        shape = torch.randint(0, 3, (batch,), generator=self.generator, device=self.device)
+        shape = self._integers(3, batch)
         gloss = (self._uniform(0, 1, batch) < 0.5).float()
         yaw = self._uniform(0, torch.pi / 2, batch)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oc_perception.worlds.scenes import Scenes
+from oc_perception.worlds.scenes import Scenes, World
 
 COLOURS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 """Red, green, blue, cyan, magenta, yellow."""
@@ -84,25 +84,17 @@ def _paint(
     return images.view(batch, 3, height, width), label_map.view(batch, height, width)
 
 
-class Tetrominoes:
+class Tetrominoes(World):
     """Batches of pictures, drawn anew each time; all randomness from one seeded generator."""
 
-    def __init__(
-        self,
-        config: TetrominoesConfig = TetrominoesConfig(),
-        batch_size: int = 1,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.config = config
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+    Config = TetrominoesConfig
+
+    def _prepare(self) -> None:
         self._cells = torch.tensor(TETROMINOES, device=self.device)  # (19, 4, 2) in blocks
         self._extent = self._cells.amax(1) + 1  # (19, 2) rows and columns of the bounding box
         self._colours = torch.tensor(COLOURS, device=self.device).float()
-        block = _bevel(config.block_px, self.device)
-        self._block = block if config.bevel else torch.ones_like(block)
+        block = _bevel(self.config.block_px, self.device)
+        self._block = block if self.config.bevel else torch.ones_like(block)
 
     def sample(self, height: int, width: int) -> Scenes:
         """Factors: `shape` (index into TETROMINOES), `colour` (into COLOURS), `position` (centre
@@ -120,9 +112,7 @@ class Tetrominoes:
             shape = torch.where(placed[:, None], shape, again_shape)
             corner = torch.where(placed[:, None, None], corner, again_corner)
             placed = placed | again_placed
-        colour = torch.randint(
-            len(COLOURS), shape.shape, generator=self.generator, device=self.device
-        )
+        colour = self._integers(len(COLOURS), *shape.shape)
         label = torch.arange(1, pieces + 1, device=self.device).expand_as(shape)
         images, labels = _paint(
             self._blocks(shape, corner).flatten(1, 2),
@@ -153,11 +143,8 @@ class Tetrominoes:
         placed = torch.ones(batch, dtype=torch.bool, device=self.device)
         shapes, corners = [], []
         for _ in range(self.config.num_objects):
-            shape = torch.randint(
-                len(TETROMINOES), (batch, _CANDIDATES), generator=self.generator,
-                device=self.device,
-            )  # fmt: skip
-            draw = torch.rand(batch, _CANDIDATES, 2, generator=self.generator, device=self.device)
+            shape = self._integers(len(TETROMINOES), batch, _CANDIDATES)
+            draw = self._uniform(0, 1, batch, _CANDIDATES, 2)
             room = size - block_px * self._extent[shape] + 1
             corner = (draw * room).long()
             blocks = self._blocks(shape, corner)
@@ -223,22 +210,14 @@ def _at(board: list[list[int]], cell: tuple[int, int]) -> int:
     return board[cell[0]][cell[1]]
 
 
-class AmbiguousTetrominoes:
+class AmbiguousTetrominoes(World):
     """A one-coloured rectangle of 3x4 or 4x3 blocks that several triples of tetrominoes tile: the
     picture does not tell which (for multi-stability, Greff et al. 2019, section 4.4).
     """
 
-    def __init__(
-        self,
-        config: AmbiguousTetrominoesConfig = AmbiguousTetrominoesConfig(),
-        batch_size: int = 1,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.config = config
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+    Config = AmbiguousTetrominoesConfig
+
+    def _prepare(self) -> None:
         flat = torch.tensor(tilings(3, 4), device=self.device)
         self._tilings = (flat, flat.transpose(1, 2))
 
@@ -249,19 +228,17 @@ class AmbiguousTetrominoes:
         block_px = self.config.block_px
         if min(height, width) < 4 * block_px:
             raise ValueError(f"Blocks of {block_px} px do not fit {height}x{width} px.")
-        upright = int(torch.randint(2, (), generator=self.generator, device=self.device))
+        upright = int(self._integers(2))
         cuts = self._tilings[upright]  # (A, R, C)
         count, rows, columns = cuts.shape
         batch = self.batch_size
-        draw = torch.rand(batch, 2, generator=self.generator, device=self.device)
+        draw = self._uniform(0, 1, batch, 2)
         room = torch.tensor([height - block_px * rows, width - block_px * columns]) + 1
         corner = (draw * room.to(self.device)).long()
         cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(self.device)
         corners = corner.unsqueeze(1) + block_px * cells
         palette = torch.tensor(COLOURS, device=self.device).float()
-        colour = torch.randint(
-            len(COLOURS), (batch,), generator=self.generator, device=self.device
-        )
+        colour = self._integers(len(COLOURS), batch)
         colours = palette[colour].unsqueeze(1).expand(-1, rows * columns, -1)
         block = _bevel(block_px, self.device)
         if not self.config.bevel:
@@ -271,7 +248,7 @@ class AmbiguousTetrominoes:
             images, labels = _paint(corners, cut.expand(batch, -1), colours, block, height, width)
             maps.append(labels)
         alternatives = torch.stack(maps, 1)
-        chosen = torch.randint(count, (batch,), generator=self.generator, device=self.device)
+        chosen = self._integers(count, batch)
         labels = alternatives[torch.arange(batch, device=self.device), chosen]
         present = torch.ones(batch, 3, dtype=torch.bool, device=self.device)
         factors = {"colour": colour.unsqueeze(1).expand(-1, 3)}
