@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every registered model and every shipped checkpoint must do."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from oc_perception.models.registry import (
     model_names,
     save_checkpoint,
 )
+from oc_perception.pipeline import Discovery
 
 
 @pytest.fixture(params=[*model_names(), *checkpoint_names()])
@@ -68,6 +70,18 @@ def test_images_of_a_batch_do_not_influence_one_another(model):
     together = model.step(model.initial_state(2), both)[1].log_masks[1:]
     alone = model.step(model.initial_state(1), both[1:])[1].log_masks
     assert torch.allclose(together, alone, atol=1e-3)
+
+
+def test_a_stream_with_a_blackout_gives_segmentations(model):
+    """As in `discovery_node`: the state is carried, a frame that did not come is no observation."""
+    discovery = Discovery(model)
+    images = np.random.default_rng(0).integers(0, 255, (4, 48, 64, 3), np.uint8)
+    state = discovery.initial_state()
+    for number, image in enumerate(images, 1):
+        frame = None if number == 3 else image
+        state, segmentation = discovery.step(state, frame, stamp_ns=number * 33_000_000)
+        assert (segmentation.label_image is None) == (frame is None)
+    assert segmentation.label_image.shape == (48, 64)
 
 
 @pytest.mark.parametrize("name", [n for n in model_names() if [*create_model(n).parameters()]])
