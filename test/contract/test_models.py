@@ -73,7 +73,7 @@ def test_images_of_a_batch_do_not_influence_one_another(model):
 
 
 def test_a_stream_with_a_blackout_gives_segmentations(model):
-    """As in `discovery_node`: the state is carried, a frame that did not come is no observation."""
+    """As in `discovery_node`: the state is carried, a missing frame is no observation."""
     discovery = Discovery(model)
     images = np.random.default_rng(0).integers(0, 255, (4, 48, 64, 3), np.uint8)
     state = discovery.initial_state()
