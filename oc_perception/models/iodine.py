@@ -14,6 +14,7 @@ the surface.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -72,24 +73,41 @@ class IodineConfig:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Latents `(B, K, D)` from the posterior by the noise `eps`, and what the decoder makes of
+    them. In inference `z` is a leaf, so that gradients reach no further.
+    """
+
+    eps: Tensor
+    z: Tensor
+    means: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
 class IodineState:
-    """What is carried from frame to frame: posterior, LSTM state, frames so far, and the negative
-    log-likelihood `(B,)` of the last one.
+    """What is carried from frame to frame: posterior, LSTM state, frames so far, the negative
+    log-likelihood `(B,)` of the last one, and its last draw, against which the next frame is
+    scored (App. A.1): one decoding per iteration.
     """
 
     posterior: Tensor
     memory: tuple[Tensor, Tensor] | None = None
     frames: int = 0
     nll: Tensor | None = None
+    draw: Draw | None = None
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """One decoding on the way: `nll` and `kl` `(B,)`, summed over pixels, slots and latents."""
+    """One decoding on the way: `nll` and `kl` `(B,)`, summed over pixels, slots and latents;
+    `draw` only inside the model.
+    """
 
     decomposition: Decomposition
     nll: Tensor
     kl: Tensor
+    draw: Draw | None = None
 
     @property
     def elbo(self) -> Tensor:
@@ -117,11 +135,11 @@ class Decoder(nn.Module):
         self.register_buffer("grid", coordinate_grid(*config.frame_size), persistent=False)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        first, *others = self.layers
-        x = broadcast_convolution(first, z, self.grid)
-        for layer in others:
-            x = layer(F.elu(x))
-        return _full_precision(x).split((3, 1), 1)
+        first, *hidden, last = self.layers
+        x = F.elu(broadcast_convolution(first, z, self.grid))
+        for layer in hidden:
+            x = F.elu(layer(x), inplace=True)
+        return _full_precision(last(x)).split((3, 1), 1)
 
 
 class Refinement(nn.Module):
@@ -134,7 +152,7 @@ class Refinement(nn.Module):
         for before, after in itertools.pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, config.kernel_size, 2, config.kernel_size // 2),
-                nn.ELU(),
+                nn.ELU(inplace=True),
             ]
         self.convolutions = nn.Sequential(*layers)
         self.mlp = nn.Sequential(nn.Linear(widths[-1], config.encoder_hidden), nn.ELU())
@@ -202,43 +220,53 @@ class Iodine(nn.Module):
         means, logits = self.decoder(z.flatten(0, 1))
         return means.unflatten(0, z.shape[:2]), logits.unflatten(0, z.shape[:2])
 
+    @torch.enable_grad()  # inference needs the gradient by z, and no other
+    def _draw(self, posterior: Tensor, eps: Tensor) -> Draw:
+        mean, raw = posterior.chunk(2, -1)
+        z = mean + F.softplus(raw).sqrt() * eps
+        if not self.training:
+            z = z.detach().requires_grad_()
+        return Draw(eps, z, *self._decode(z))
+
     def _iterate(
         self,
         frames: Sequence[Tensor],
         posterior: Tensor,
         memory: tuple[Tensor, Tensor] | None,
         noise: Callable[[], Tensor],
+        draw: Draw | None = None,
     ) -> Iterator[tuple[Iteration, Tensor, tuple[Tensor, Tensor] | None]]:
         """Decode and score against `frames[t]`, then refine: an `Iteration` per frame, with the
-        posterior and the LSTM state it was decoded from.
+        posterior and the LSTM state it was decoded from. `draw`: of `posterior`, if made before.
 
         While training the graph runs through all iterations; otherwise it is cut at each.
         """
+        is_shared = draw is not None  # the caller may use it again
         for index, frame in enumerate(frames):
             mean, raw = posterior.chunk(2, -1)
             variance = F.softplus(raw)
-            eps = noise()
-            z = mean + variance.sqrt() * eps
-            last = index == len(frames) - 1
+            draw = draw or self._draw(posterior, noise())
+            means, logits = draw.means, draw.logits
             if not self.training:
-                z = z.detach().requires_grad_(not last)
-            means, logits = self._decode(z)
+                means, logits = means.detach(), logits.detach()
             scores = _score(self.config, self.sigma, frame.unsqueeze(1), means, logits)
             kl = 0.5 * (variance + mean**2 - 1 - variance.log()).sum((1, 2))
             decomposition = Decomposition(scores.log_masks.squeeze(2), means, mean)
-            iteration = Iteration(decomposition, -scores.log_pixel.sum((1, 2, 3, 4)), kl)
-            yield iteration, posterior, memory
-            if last:
+            nll = -scores.log_pixel.sum((1, 2, 3, 4))
+            yield Iteration(decomposition, nll, kl, draw), posterior, memory
+            if index == len(frames) - 1:
                 return
             (dz,) = torch.autograd.grad(
-                (means, logits), z, (scores.d_means, scores.d_logits), retain_graph=self.training
+                (draw.means, draw.logits),
+                draw.z,
+                (scores.d_means, scores.d_logits),
+                retain_graph=self.training or is_shared,
             )
             with torch.no_grad():  # closed form from here: no second pass, no double derivatives
                 slope = raw.sigmoid()
-                d_raw = dz * eps * slope / (2 * variance.sqrt()) + 0.5 * slope * (1 - 1 / variance)
+                d_raw = dz * draw.eps * slope / (2 * variance.sqrt())
+                d_raw = d_raw + 0.5 * slope * (1 - 1 / variance)
                 gradient = torch.cat([dz + mean, d_raw], -1)
-            if not self.training:
-                means, logits = means.detach(), logits.detach()
             maps = [
                 frame.unsqueeze(1).expand_as(means),
                 means,
@@ -256,6 +284,7 @@ class Iodine(nn.Module):
                     memory,
                 )
                 posterior = posterior + update.view_as(posterior)
+            draw, is_shared = None, False
 
     def _start(self, batch_size: int) -> Tensor:
         return self.first_posterior.expand(batch_size, self.num_slots, -1)
@@ -305,10 +334,9 @@ class Iodine(nn.Module):
         if self.training:
             raise ValueError("refine() is for inference: call eval() first.")
         noise = self._noise(0) if generator is None else self._free_noise(len(frames), generator)
-        images = [frames.clone()] * (count + 1)  # a clone: inference tensors cannot be saved
-        with torch.enable_grad():
-            found = self._iterate(images, self._start(len(frames)).detach(), None, noise)
-            return [_detached(iteration) for iteration, _, _ in found]
+        start = self._start(len(frames)).detach()
+        found = self._iterate([frames] * (count + 1), start, None, noise)
+        return [dataclasses.replace(iteration, draw=None) for iteration, _, _ in found]
 
     def _free_noise(self, batch: int, generator: torch.Generator) -> Callable[[], Tensor]:
         shape, device = (batch, self.num_slots, self.config.latent_size), generator.device
@@ -338,32 +366,53 @@ class Iodine(nn.Module):
         """
         if frame is None:
             return state, None
-        frame = frame.clone()  # an inference tensor cannot be saved for the gradient
         count = self.config.tracking_iterations if state.frames else self.num_iterations
-        result, posterior, memory = self._settle(state, frame, count)
-        nll = result.nll
+        settled, found = self._settle(state, frame, count)
         if state.nll is not None:
-            cut = nll - state.nll > self.config.scene_cut_nats * frame[0, 0].numel()
+            cut = settled.nll - state.nll > self.config.scene_cut_nats * frame[0, 0].numel()
             if cut.any():
-                fresh = self._settle(self.initial_state(len(frame)), frame, self.num_iterations)
-                result, posterior, memory = _choose(cut, fresh, (result, posterior, memory))
-                nll = result.nll
-        found = result.decomposition
+                start = self.initial_state(len(frame))
+                fresh = self._settle(start, frame, self.num_iterations)
+                settled, found = self._choose(cut, fresh, (settled, found))
         if not decode:
             found = Decomposition(found.log_masks, None, found.embeddings)
-        return IodineState(posterior, memory, state.frames + 1, nll), found
+        return dataclasses.replace(settled, frames=state.frames + 1), found
 
     def _settle(
         self, state: IodineState, frame: Tensor, count: int
-    ) -> tuple[Iteration, Tensor, tuple[Tensor, Tensor] | None]:
-        """The last of `count` iterations, its posterior and LSTM state."""
-        noise = self._noise(state.frames)
-        with torch.enable_grad():
-            for found in self._iterate(
-                [frame] * (count + 1), state.posterior, state.memory, noise
-            ):
-                last = found
-        return _detached(last[0]), last[1], last[2]
+    ) -> tuple[IodineState, Decomposition]:
+        """What is left after `count` iterations on one frame."""
+        frames, noise = [frame] * (count + 1), self._noise(state.frames)
+        for found in self._iterate(frames, state.posterior, state.memory, noise, state.draw):
+            last, posterior, memory = found
+        settled = IodineState(posterior, memory, state.frames, last.nll, last.draw)
+        return settled, last.decomposition
+
+    def _choose(
+        self,
+        where: Tensor,
+        new: tuple[IodineState, Decomposition],
+        old: tuple[IodineState, Decomposition],
+    ) -> tuple[IodineState, Decomposition]:
+        """`new` for the images where `where` `(B,)`, else `old`, of what `_settle` returns."""
+
+        def pick(a: Tensor, b: Tensor) -> Tensor:
+            fold = where.repeat_interleave(len(a) // len(where))  # LSTM: slots in the batch
+            return torch.where(fold.view(-1, *(1,) * (a.dim() - 1)), a, b)
+
+        (a, found_a), (b, found_b) = new, old
+        posterior = pick(a.posterior, b.posterior)
+        memory = None
+        if a.memory is not None:
+            memory = tuple(pick(x, y) for x, y in zip(a.memory, b.memory, strict=True))
+        size = (len(where), -1, -1)
+        draw = self._draw(posterior, pick(a.draw.eps.expand(size), b.draw.eps.expand(size)))
+        decomposition = Decomposition(
+            pick(found_a.log_masks, found_b.log_masks),
+            pick(found_a.means, found_b.means),
+            pick(found_a.embeddings, found_b.embeddings),
+        )
+        return IodineState(posterior, memory, b.frames, pick(a.nll, b.nll), draw), decomposition
 
 
 @dataclass(frozen=True)
@@ -423,36 +472,6 @@ def _density(density: str, sigma: float, frame: Tensor, means: Tensor) -> tuple[
         log_density = -scaled - 2 * F.softplus(-scaled)
         slope = (scaled.detach() / 2).tanh() / sigma
     return (log_density - math.log(sigma)).sum(2, keepdim=True), slope
-
-
-def _detached(iteration: Iteration) -> Iteration:
-    found = iteration.decomposition
-    return Iteration(
-        Decomposition(found.log_masks.detach(), found.means.detach(), found.embeddings.detach()),
-        iteration.nll.detach(),
-        iteration.kl.detach(),
-    )
-
-
-def _choose(mask: Tensor, new: tuple, old: tuple) -> tuple:
-    """`new` for the images where `mask` `(B,)`, else `old`, of what `_settle` returns."""
-
-    def pick(a: Tensor, b: Tensor) -> Tensor:
-        where = mask.repeat_interleave(len(a) // len(mask))  # LSTM states fold slots into batch
-        return torch.where(where.view(-1, *(1,) * (a.dim() - 1)), a, b)
-
-    (a, posterior_a, memory_a), (b, posterior_b, memory_b) = new, old
-    found_a, found_b = a.decomposition, b.decomposition
-    decomposition = Decomposition(
-        pick(found_a.log_masks, found_b.log_masks),
-        pick(found_a.means, found_b.means),
-        pick(found_a.embeddings, found_b.embeddings),
-    )
-    memory = None
-    if memory_a is not None:
-        memory = tuple(pick(x, y) for x, y in zip(memory_a, memory_b, strict=True))
-    iteration = Iteration(decomposition, pick(a.nll, b.nll), pick(a.kl, b.kl))
-    return iteration, pick(posterior_a, posterior_b), memory
 
 
 def _initialise(module: nn.Module) -> None:

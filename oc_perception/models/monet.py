@@ -58,6 +58,15 @@ class MonetConfig:
             raise ValueError("num_slots must be at least 1")
 
 
+class InstanceNorm(nn.InstanceNorm2d):
+    """In inference computed as a group norm, which is several times faster on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():  # group norm of one channels-last image learns wrongly on CPUs
+            return super().forward(x)
+        return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
+
+
 class UNet(nn.Module):
     """Attention network (App. B.2): `(B, 4, H, W)` image and log scope to one logit map `(B, 1,
     H, W)`.
@@ -103,8 +112,8 @@ class UNet(nn.Module):
 def _block(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(before, after, 3, padding=1, bias=False),
-        nn.InstanceNorm2d(after, affine=True),
-        nn.ReLU(),
+        InstanceNorm(after, affine=True),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -117,7 +126,7 @@ class ComponentVAE(nn.Module):
         widths = (4, *config.encoder_channels)
         convolutions = []
         for before, after in itertools.pairwise(widths):
-            convolutions += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+            convolutions += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU(True)]
             height, width = (height + 1) // 2, (width + 1) // 2
         self.encoder = nn.Sequential(
             *convolutions, nn.Flatten(),
