@@ -32,6 +32,7 @@ class SlotAttentionConfig:
 
     `encoder_stride` is that of the first convolution. The decoder broadcasts slots over the frame
     divided by the product of `decoder_strides`, then undoes one stride in each layer.
+    Training takes `training_iterations` (0: `num_iterations`); more help afterwards.
     `initial` slots are `gaussian` (any K at test time) or `learned`, one vector for each slot.
     `implicit` sends gradients through the last iteration only (Chang et al. 2022, arXiv
     2207.00787); off, because the paper unrolls all. `predictor_heads` 0: slots do not change
@@ -42,6 +43,7 @@ class SlotAttentionConfig:
     num_slots: int = 7
     slot_size: int = 64
     num_iterations: int = 3
+    training_iterations: int = 0
     tracking_iterations: int = 1
     mlp_hidden: int = 128
     kernel_size: int = 5
@@ -252,7 +254,7 @@ class SlotAttention(nn.Module):
         sequence = frames if frames.dim() == 5 else frames.unsqueeze(1)
         shape = (len(frames), self.num_slots, self.config.slot_size)
         slots = self._initial(torch.randn(shape, generator=generator, device=frames.device))
-        errors, iterations = [], self.num_iterations
+        errors, iterations = [], self.config.training_iterations or self.num_iterations
         for frame in sequence.unbind(1):
             slots = self._correct(frame, slots, iterations)
             means, log_masks = self.decoder(slots)

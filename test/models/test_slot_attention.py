@@ -294,3 +294,16 @@ def test_learned_slots_are_no_more_than_were_learned():
 def test_a_configuration_that_cannot_work_is_an_error_with_the_reason(changes, reason):
     with pytest.raises(ModelError, match=reason):
         create_model("slot_attention", **changes)
+
+
+def test_training_takes_its_own_number_of_iterations():
+    frames = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    losses = []
+    for settings in ({"num_iterations": 2}, {"num_iterations": 4, "training_iterations": 2},
+                     {"num_iterations": 4}):  # fmt: skip
+        torch.manual_seed(0)
+        model = create_model("slot_attention", frame_size=[16, 16], slot_size=8, mlp_hidden=8,
+                             encoder_channels=[8], decoder_channels=[8], decoder_strides=[1],
+                             **settings)  # fmt: skip
+        losses.append(model.loss(frames, torch.Generator().manual_seed(1))["loss"].item())
+    assert losses[0] == losses[1] != losses[2]
