@@ -62,7 +62,7 @@ def plot_refinement(curve: Curve, title: str, path: Path) -> None:
     size = (3.9 * len(panels), 3.5)
     figure, axes = _figure(1, len(panels), size, f"{title}: {_statistic(curve)}")
     for axis, (label, scores) in zip(axes, panels.items(), strict=True):
-        _lines(axis, curve, scores, f"T = {curve.trained_at}, as trained")
+        _lines(axis, curve, scores, f"T = {curve.trained_at}, the default")
         axis.set(xlabel="refinement iterations", ylabel=label)
     axes[0].set_ylim(top=1.02)
     axes[1].set_ylim(bottom=0)
@@ -72,7 +72,7 @@ def plot_refinement(curve: Curve, title: str, path: Path) -> None:
 def plot_slots(curve: Curve, title: str, path: Path) -> None:
     """FG-ARI, ARI and mIoU against the number of slots: median and quartiles."""
     figure, (axis,) = _figure(1, 1, (6, 3.8), f"{title}: {_statistic(curve)}")
-    _lines(axis, curve, ["fg_ari", "ari", "miou"], f"K = {curve.trained_at}, as trained")
+    _lines(axis, curve, ["fg_ari", "ari", "miou"], f"K = {curve.trained_at}, the default")
     axis.set(xlabel="slots K", ylabel="score")
     axis.set_ylim(top=1.02)
     figure.savefig(path, dpi=_DPI)
