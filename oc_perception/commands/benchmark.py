@@ -9,6 +9,7 @@ import importlib
 _BENCHMARKS = {
     "latency": "latency of the node chain",
     "discovery": "scores of several training seeds of one recipe",
+    "inference": "time per frame of the discovery models",
     "multistability": "groupings of an ambiguous picture that inference finds",
 }
 
