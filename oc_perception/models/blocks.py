@@ -43,6 +43,29 @@ def broadcast_convolution(convolution: nn.Conv2d, z: Tensor, grid: Tensor) -> Te
     return result.view(len(z), height, width, out).permute(0, 3, 1, 2)
 
 
+def doubling_weights(convolution: nn.Conv2d, skip_channels: int) -> tuple[Tensor, Tensor]:
+    """What `doubled_convolution` needs of a `convolution` (kernel 3, stride 1, padding 1, no
+    bias) whose last inputs are `skip_channels`.
+
+    Where neighbours are copies of one pixel, weights add up: 4 products instead of 9.
+    """
+    channels = convolution.in_channels - skip_channels
+    weight, weight_skip = convolution.weight.split((channels, skip_channels), 1)
+    summed = F.avg_pool2d(weight.transpose(0, 1).flip(2, 3), 2, 1, 1, divisor_override=1)
+    layout = torch.channels_last
+    return summed.contiguous(memory_format=layout), weight_skip.contiguous(memory_format=layout)
+
+
+def doubled_convolution(weights: tuple[Tensor, Tensor], x: Tensor, skip: Tensor) -> Tensor:
+    """What the convolution of `doubling_weights` makes of `x` `(B, C, H, W)`, doubled by nearest
+    neighbours and stacked on `skip` `(B, D, 2 H, 2 W)`: `(B, O, 2 H, 2 W)`, as a transposed
+    convolution of the small picture.
+    """
+    weight, weight_skip = weights
+    doubled = F.conv_transpose2d(x, weight, stride=2, padding=1)
+    return doubled.add_(F.conv2d(skip, weight_skip, padding=1))
+
+
 def _inside(size: int, kernel: int, padding: int, source: int, device: torch.device) -> Tensor:
     """`(size, kernel)`: 1 where the weight meets the picture, 0 where it meets the padding."""
     position = torch.arange(size, device=device)[:, None] + torch.arange(kernel, device=device)

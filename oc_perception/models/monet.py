@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oc_perception.configuration import from_mapping
-from oc_perception.models.blocks import broadcast_convolution, coordinate_grid
+from oc_perception.models.blocks import (
+    broadcast_convolution,
+    coordinate_grid,
+    doubled_convolution,
+    doubling_weights,
+)
 from oc_perception.models.registry import register_model
 from oc_perception.types import Decomposition
 
@@ -96,16 +101,25 @@ class UNet(nn.Module):
         )
         self.head = nn.Conv2d(targets[0], 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def doubling(self) -> tuple[Tensor, Tensor]:
+        """Weights that let the last block, half of the work, do without enlarging its input."""
+        return doubling_weights(self.up[-1][0], self.down[0][0].out_channels)
+
+    def forward(self, x: Tensor, doubling: tuple[Tensor, Tensor] | None = None) -> Tensor:
         skips = []
         for index, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 1, 2) if index else x)  # nearest-neighbour halving
             skips.append(x)
         x = self.bottleneck(x.flatten(1)).view(-1, *self.bottleneck_shape)
         for index, (block, skip) in enumerate(zip(self.up, reversed(skips), strict=True)):
-            if index:
-                x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = block(torch.cat([x, skip], 1))
+            convolution, norm, activation = block
+            if index and doubling is not None and index == len(self.up) - 1:
+                x = doubled_convolution(doubling, x, skip)
+            else:
+                if index:
+                    x = F.interpolate(x, scale_factor=2, mode="nearest")
+                x = convolution(torch.cat([x, skip], 1))
+            x = activation(norm(x))
         return self.head(x)
 
 
@@ -171,9 +185,10 @@ class Monet(nn.Module):
         """
         log_scope = frames.new_zeros(len(frames), 1, *frames.shape[2:])
         log_masks = []
+        doubling = None if torch.is_grad_enabled() else self.attention.doubling()
         for _ in range((num_slots or self.num_slots) - 1):
             scope_input = log_scope.clamp(min=_LOG_MASK_FLOOR)
-            logit = self.attention(torch.cat([frames, scope_input], 1)).float()
+            logit = self.attention(torch.cat([frames, scope_input], 1), doubling).float()
             log_masks.append(log_scope + F.logsigmoid(logit))
             log_scope = log_scope + F.logsigmoid(-logit)
         return torch.cat([*log_masks, log_scope], 1)

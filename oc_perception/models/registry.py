@@ -105,7 +105,7 @@ def load_model(name_or_directory: str | Path, device: str = "cpu") -> nn.Module:
             f"Checkpoint {directory} is missing or damaged ({error}). Copy it anew or retrain it."
         ) from error
     model.name = directory.name
-    return model.eval().to(device)
+    return model.eval().to(device, memory_format=torch.channels_last)  # faster, on CPUs too
 
 
 def save_checkpoint(model: nn.Module, directory: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -4,8 +4,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from oc_perception.models.blocks import broadcast_convolution, coordinate_grid
+from oc_perception.models.blocks import (
+    broadcast_convolution,
+    coordinate_grid,
+    doubled_convolution,
+    doubling_weights,
+)
 
 
 def test_coordinates_run_from_left_to_right_and_from_top_to_bottom():
@@ -32,3 +38,15 @@ def test_broadcast_convolution_equals_tiling_and_convolving(kernel, padding):
         strict=True,
     ):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 6), (5, 3)])
+def test_doubled_convolution_equals_enlarging_stacking_and_convolving(shape):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3 + 2, 4, 3, padding=1, bias=False).double()
+    x = torch.randn(2, 3, *shape, dtype=torch.double)
+    skip = torch.randn(2, 2, *(2 * side for side in shape), dtype=torch.double)
+    enlarged = F.interpolate(x, scale_factor=2, mode="nearest")
+    expected = convolution(torch.cat([enlarged, skip], 1))
+    result = doubled_convolution(doubling_weights(convolution, 2), x, skip)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
