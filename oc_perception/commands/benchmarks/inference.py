@@ -17,6 +17,7 @@ from oc_perception.cli import UserError
 from oc_perception.commands import scoring
 from oc_perception.evaluation.inference import MODELS, Workload, measure
 from oc_perception.evaluation.provenance import provenance
+from oc_perception.nodes.memory import keep_freed_memory
 
 _SECONDS = 10.0
 _QUICK_SECONDS, _QUICK_LEAST = 1.0, 1
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     effort = (arguments.seconds,)
     if arguments.quick:
         effort = (_QUICK_SECONDS, _QUICK_LEAST)
+    keep_freed_memory()  # as the nodes do
     before = torch.get_num_threads()
     torch.set_num_threads(arguments.threads or before)
     try:
