@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from oc_perception.memory import keep_freed_memory
 from oc_perception.training.parallel import is_first_process
 from oc_perception.training.recipe import load_recipe, recipe_names
 from oc_perception.training.trainer import train
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{name}_s{arguments.seed}",
             [*settings, f"training.seed={arguments.seed}"],
         )
+    keep_freed_memory()
     recipe = load_recipe(arguments.recipe, settings)
     directory = arguments.resume or arguments.output or Path("runs") / name
     train(

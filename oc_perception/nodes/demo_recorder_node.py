@@ -29,8 +29,8 @@ from oc_perception.bags.writer import BagWriter
 from oc_perception.configuration import from_mapping
 from oc_perception.evaluation.demo import RECORDED, TRUE_TRACKS, DemoPlan, stamp_of
 from oc_perception.evaluation.draw import VideoWriter, contact_sheet, write_png
+from oc_perception.memory import keep_freed_memory
 from oc_perception.nodes.conversions import to_frame, to_nanoseconds
-from oc_perception.nodes.memory import keep_freed_memory
 from oc_perception.nodes.observer import ChainError, ChainObserver
 from oc_perception.progress import Progress
 

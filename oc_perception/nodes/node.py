@@ -14,9 +14,9 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 
+from oc_perception.memory import keep_freed_memory
 from oc_perception.nodes import qos
 from oc_perception.nodes.diagnostics import ERROR, frame_loss_cure
-from oc_perception.nodes.memory import keep_freed_memory
 from oc_perception.nodes.parameter_node import ParameterNode
 from oc_perception.nodes.parameters import Parameter, ParameterError
 from oc_perception.nodes.worker import Worker

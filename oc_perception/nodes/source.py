@@ -19,8 +19,8 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
+from oc_perception.memory import keep_freed_memory
 from oc_perception.nodes.diagnostics import Diagnostics
-from oc_perception.nodes.memory import keep_freed_memory
 from oc_perception.nodes.parameter_node import FOREIGN_PARAMETERS, descriptor
 from oc_perception.nodes.parameters import Parameter, ParameterError, check, unknown
 

@@ -17,7 +17,7 @@ from oc_perception.cli import UserError
 from oc_perception.commands import scoring
 from oc_perception.evaluation.inference import MODELS, Workload, measure
 from oc_perception.evaluation.provenance import provenance
-from oc_perception.nodes.memory import keep_freed_memory
+from oc_perception.memory import keep_freed_memory
 
 _SECONDS = 10.0
 _QUICK_SECONDS, _QUICK_LEAST = 1.0, 1
