@@ -30,6 +30,7 @@ from oc_perception.models.registry import register_model
 from oc_perception.types import Decomposition
 
 _UNIT_VARIANCE = math.log(math.e - 1)  # softplus of it is 1
+_HYPOTHESIS_SEED = 1_000_003  # apart from any frame of a short stream; only 32 bits count
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,16 @@ class IodineConfig:
 
     `likelihood` is `mixture` (eq. 1) or `composite` (one density around the mask-weighted mean, as
     in EfficientMORL); `density` is `gaussian` with standard deviation `sigma` or `logistic` with
-    scale `sigma`. In training T grows from `first_iterations` (0: no growth) to `num_iterations`
-    over the first half, and `first_sigma` (0: no change) shrinks to `sigma` until the end.
+    scale `sigma`. Inference takes the best by ELBO of `num_hypotheses` starts. In training T grows
+    from `first_iterations` (0: no growth) to `num_iterations` over the first half, and
+    `first_sigma` (0: no change) shrinks to `sigma` until the end.
     """
 
     frame_size: tuple[int, int] = (64, 64)
     num_slots: int = 7
     num_iterations: int = 5
     first_iterations: int = 0
+    num_hypotheses: int = 1
     tracking_iterations: int = 1
     latent_size: int = 64
     decoder_channels: tuple[int, ...] = (64, 64, 64, 64)
@@ -64,8 +67,9 @@ class IodineConfig:
             raise ValueError("likelihood must be 'mixture' or 'composite'")
         if self.density not in ("gaussian", "logistic"):
             raise ValueError("density must be 'gaussian' or 'logistic'")
-        if min(self.num_slots, self.num_iterations, self.tracking_iterations) < 1:
-            raise ValueError("num_slots, num_iterations, tracking_iterations must be at least 1")
+        counts = ("num_slots", "num_iterations", "num_hypotheses", "tracking_iterations")
+        if min(getattr(self, name) for name in counts) < 1:
+            raise ValueError(f"{', '.join(counts)} must be at least 1")
         if not (self.decoder_channels and self.encoder_channels and self.kernel_size % 2):
             raise ValueError("decoder and encoder need a layer, kernel_size must be odd")
         if self.sigma <= 0 or self.first_sigma < 0:
@@ -342,11 +346,11 @@ class Iodine(nn.Module):
         shape, device = (batch, self.num_slots, self.config.latent_size), generator.device
         return lambda: torch.randn(shape, generator=generator, device=device)
 
-    def _noise(self, frames: int) -> Callable[[], Tensor]:
+    def _noise(self, frames: int, hypothesis: int = 0) -> Callable[[], Tensor]:
         """Noise `(1, K, D)` shared by all images, so that none depends on its batch, and the same
         each time the frame with this number is seen.
         """
-        generator = torch.Generator().manual_seed(frames)
+        generator = torch.Generator().manual_seed(frames + _HYPOTHESIS_SEED * hypothesis)
         shape, device = (1, self.num_slots, self.config.latent_size), self.first_posterior.device
         return lambda: torch.randn(shape, generator=generator).to(device)
 
@@ -360,47 +364,57 @@ class Iodine(nn.Module):
     ) -> tuple[IodineState, Decomposition | None]:
         """Decompose `frame` `(B, 3, H, W)`; no frame, no decomposition and the slots stay.
 
-        The first frame takes `num_iterations`, later ones `tracking_iterations` from where the
-        slots were. A picture that has become less likely by `scene_cut_nats` per pixel starts
-        anew. Masks come from the decoder; without `decode` only `means` is left out.
+        The first frame takes the best by ELBO of `num_hypotheses` runs of `num_iterations`, later
+        ones `tracking_iterations` from where the slots were. A picture that has become less likely
+        by `scene_cut_nats` per pixel starts anew. Masks come from the decoder; without `decode`
+        only `means` is left out.
         """
         if frame is None:
             return state, None
-        count = self.config.tracking_iterations if state.frames else self.num_iterations
-        settled, found = self._settle(state, frame, count)
-        if state.nll is not None:
-            cut = settled.nll - state.nll > self.config.scene_cut_nats * frame[0, 0].numel()
+        if state.nll is None:
+            settled = self._begin(frame)
+        else:
+            settled = self._settle(state, frame, self.config.tracking_iterations)
+            cut = settled[0].nll - state.nll > self.config.scene_cut_nats * frame[0, 0].numel()
             if cut.any():
-                start = self.initial_state(len(frame))
-                fresh = self._settle(start, frame, self.num_iterations)
-                settled, found = self._choose(cut, fresh, (settled, found))
+                settled = self._choose(cut, self._begin(frame), settled)
+        after, found = settled[0], settled[1].decomposition
         if not decode:
             found = Decomposition(found.log_masks, None, found.embeddings)
-        return dataclasses.replace(settled, frames=state.frames + 1), found
+        return dataclasses.replace(after, frames=state.frames + 1), found
+
+    def _begin(self, frame: Tensor) -> tuple[IodineState, Iteration]:
+        """The best of all hypotheses for a frame without a past."""
+        start, count = self.initial_state(len(frame)), self.num_iterations
+        best = self._settle(start, frame, count)
+        for number in range(1, self.config.num_hypotheses):
+            other = self._settle(start, frame, count, number)
+            best = self._choose(other[1].elbo > best[1].elbo, other, best)
+        return best
 
     def _settle(
-        self, state: IodineState, frame: Tensor, count: int
-    ) -> tuple[IodineState, Decomposition]:
-        """What is left after `count` iterations on one frame."""
-        frames, noise = [frame] * (count + 1), self._noise(state.frames)
+        self, state: IodineState, frame: Tensor, count: int, hypothesis: int = 0
+    ) -> tuple[IodineState, Iteration]:
+        """What is left after `count` iterations on one frame, and the last of them."""
+        frames, noise = [frame] * (count + 1), self._noise(state.frames, hypothesis)
         for found in self._iterate(frames, state.posterior, state.memory, noise, state.draw):
             last, posterior, memory = found
-        settled = IodineState(posterior, memory, state.frames, last.nll, last.draw)
-        return settled, last.decomposition
+        return IodineState(posterior, memory, state.frames, last.nll, last.draw), last
 
     def _choose(
         self,
         where: Tensor,
-        new: tuple[IodineState, Decomposition],
-        old: tuple[IodineState, Decomposition],
-    ) -> tuple[IodineState, Decomposition]:
+        new: tuple[IodineState, Iteration],
+        old: tuple[IodineState, Iteration],
+    ) -> tuple[IodineState, Iteration]:
         """`new` for the images where `where` `(B,)`, else `old`, of what `_settle` returns."""
 
         def pick(a: Tensor, b: Tensor) -> Tensor:
             fold = where.repeat_interleave(len(a) // len(where))  # LSTM: slots in the batch
             return torch.where(fold.view(-1, *(1,) * (a.dim() - 1)), a, b)
 
-        (a, found_a), (b, found_b) = new, old
+        (a, last_a), (b, last_b) = new, old
+        found_a, found_b = last_a.decomposition, last_b.decomposition
         posterior = pick(a.posterior, b.posterior)
         memory = None
         if a.memory is not None:
@@ -412,7 +426,9 @@ class Iodine(nn.Module):
             pick(found_a.means, found_b.means),
             pick(found_a.embeddings, found_b.embeddings),
         )
-        return IodineState(posterior, memory, b.frames, pick(a.nll, b.nll), draw), decomposition
+        nll, kl = pick(last_a.nll, last_b.nll), pick(last_a.kl, last_b.kl)
+        state = IodineState(posterior, memory, b.frames, nll, draw)
+        return state, Iteration(decomposition, nll, kl, draw)
 
 
 @dataclass(frozen=True)

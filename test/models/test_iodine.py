@@ -3,6 +3,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -210,6 +211,24 @@ def test_hypotheses_differ_by_the_generator_and_only_by_it():
     assert torch.equal(fixed.decomposition.log_masks, stepped.log_masks)
 
 
+def test_inference_keeps_the_most_likely_hypothesis():
+    winners = set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = Iodine(dataclasses.replace(SMALL, num_hypotheses=3, sigma=1.0)).eval()
+        frames = pictures(2)
+        found = [model._settle(model.initial_state(2), frames, 2, number) for number in range(3)]
+        best = torch.stack([iteration.elbo for _, iteration in found]).argmax(0).tolist()
+        state, decomposition = model.step(model.initial_state(2), frames)
+        for image, winner in enumerate(best):
+            chosen, iteration = found[winner]
+            log_masks = iteration.decomposition.log_masks[image]
+            torch.testing.assert_close(state.posterior[image], chosen.posterior[image])
+            torch.testing.assert_close(decomposition.log_masks[image], log_masks)
+        winners.update(best)
+    assert len(winners) > 1  # otherwise this would show nothing
+
+
 def test_refining_in_training_mode_names_the_cure():
     with pytest.raises(ValueError, match="eval"):
         build().refine(pictures(1))
@@ -244,7 +263,7 @@ def test_a_scene_cut_starts_anew_and_only_where_it_happened():
     noise = model._noise(0)
     fresh = [p for _, p, _ in model._iterate([mixed] * 3, model._start(2), None, noise)][-1]
     torch.testing.assert_close(after.posterior[1], fresh[1].detach())
-    carried = dataclasses.replace(state, nll=None)
+    carried = dataclasses.replace(state, nll=torch.full_like(state.nll, math.inf))
     expected, _ = model.step(carried, mixed)
     torch.testing.assert_close(after.posterior[0], expected.posterior[0])
     assert decomposition.log_masks.isfinite().all()
