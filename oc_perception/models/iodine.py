@@ -60,7 +60,7 @@ class IodineConfig:
     density: str = "gaussian"
     sigma: float = 0.1
     first_sigma: float = 0.0
-    scene_cut_nats: float = 2.0
+    scene_cut_nats: float = 0.5
 
     def __post_init__(self) -> None:
         if self.likelihood not in ("mixture", "composite"):
@@ -91,8 +91,8 @@ class Draw:
 @dataclass(frozen=True)
 class IodineState:
     """What is carried from frame to frame: posterior, LSTM state, frames so far, the negative
-    log-likelihood `(B,)` of the last one, and its last draw, against which the next frame is
-    scored (App. A.1): one decoding per iteration.
+    log-likelihood `(B,)` of the frame in which inference last began, and the last draw, against
+    which the next frame is scored (App. A.1): one decoding per iteration.
     """
 
     posterior: Tensor
@@ -365,9 +365,10 @@ class Iodine(nn.Module):
         """Decompose `frame` `(B, 3, H, W)`; no frame, no decomposition and the slots stay.
 
         The first frame takes the best by ELBO of `num_hypotheses` runs of `num_iterations`, later
-        ones `tracking_iterations` from where the slots were. A picture that has become less likely
-        by `scene_cut_nats` per pixel starts anew. Masks come from the decoder; without `decode`
-        only `means` is left out.
+        ones `tracking_iterations` from where the slots were. Where the picture has become less
+        likely by `scene_cut_nats` per pixel, because the scene was cut or refinement drifts, as
+        it does in the long run, inference begins anew. Masks come from the decoder; without
+        `decode` only `means` is left out.
         """
         if frame is None:
             return state, None
@@ -375,7 +376,9 @@ class Iodine(nn.Module):
             settled = self._begin(frame)
         else:
             settled = self._settle(state, frame, self.config.tracking_iterations)
-            cut = settled[0].nll - state.nll > self.config.scene_cut_nats * frame[0, 0].numel()
+            worse = settled[0].nll - state.nll
+            cut = ~(worse <= self.config.scene_cut_nats * frame[0, 0].numel())  # NaN: diverged
+            settled = dataclasses.replace(settled[0], nll=state.nll), settled[1]
             if cut.any():
                 settled = self._choose(cut, self._begin(frame), settled)
         after, found = settled[0], settled[1].decomposition
@@ -427,7 +430,7 @@ class Iodine(nn.Module):
             pick(found_a.embeddings, found_b.embeddings),
         )
         nll, kl = pick(last_a.nll, last_b.nll), pick(last_a.kl, last_b.kl)
-        state = IodineState(posterior, memory, b.frames, nll, draw)
+        state = IodineState(posterior, memory, b.frames, pick(a.nll, b.nll), draw)
         return state, Iteration(decomposition, nll, kl, draw)
 
 

@@ -269,6 +269,26 @@ def test_a_scene_cut_starts_anew_and_only_where_it_happened():
     assert decomposition.log_masks.isfinite().all()
 
 
+def test_a_posterior_that_has_diverged_begins_anew():
+    model = build().eval()
+    state, _ = model.step(model.initial_state(2), pictures(2))
+    posterior = state.posterior.clone()
+    posterior[1] = math.nan
+    state, decomposition = model.step(
+        dataclasses.replace(state, posterior=posterior, draw=None), pictures(2)
+    )
+    assert decomposition.log_masks.isfinite().all() and state.posterior.isfinite().all()
+
+
+def test_a_drift_in_small_steps_is_noticed_too():
+    model = build().eval()
+    state, _ = model.step(model.initial_state(1), pictures(1))
+    reference = state.nll
+    for _ in range(3):
+        state, _ = model.step(dataclasses.replace(state, nll=reference + 1e9), pictures(1))
+        assert torch.equal(state.nll, reference + 1e9)  # not replaced by that of the last frame
+
+
 def test_every_parameter_receives_a_gradient():
     model = build()
     model.loss(pictures(2), generator())["loss"].backward()
