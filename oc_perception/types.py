@@ -45,7 +45,7 @@ class Decomposition:
     """What a discovery model returns for a batch of frames.
 
     `log_masks` `(B, K, H, W)`, logsumexp over K is 0; `means` `(B, K, 3, H, W)` appearance of
-    each slot in [0, 1], or None where only masks were asked for;
+    each slot, near [0, 1], or None where only masks were asked for;
     `embeddings` `(B, K, D)` slot latent means; `background_slot` the slot that holds the
     background, where the model has a fixed one, else None.
     """

@@ -14,8 +14,7 @@ from torch import nn
 from oc_perception.cli import UserError
 from oc_perception.configuration import override, read_yaml
 from oc_perception.evaluation.refinement import is_iterative
-from oc_perception.models.registry import load_model
-from oc_perception.resources import share_directory
+from oc_perception.models.registry import checkpoint_directory, load_model
 from oc_perception.worlds.registry import WORLDS
 
 _DEFAULT_WORLD = "tabletop"
@@ -76,11 +75,6 @@ def metrics(name: str) -> dict[str, Any]:
     """What training wrote into `metrics.json`, empty where there is none."""
     path = checkpoint_directory(name) / "metrics.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def checkpoint_directory(name: str) -> Path:
-    """Where `load_model` finds `name`, which need not exist."""
-    return Path(name) if Path(name).is_dir() else share_directory() / "weights" / name
 
 
 def settings(

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from oc_perception.configuration import from_mapping
 from oc_perception.models.blocks import broadcast_convolution, coordinate_grid
+from oc_perception.models.pixel_likelihood import DENSITIES, LIKELIHOODS, score_pixels
 from oc_perception.models.registry import register_model
 from oc_perception.types import Decomposition
 
@@ -63,10 +64,9 @@ class IodineConfig:
     scene_cut_nats: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.likelihood not in ("mixture", "composite"):
-            raise ValueError("likelihood must be 'mixture' or 'composite'")
-        if self.density not in ("gaussian", "logistic"):
-            raise ValueError("density must be 'gaussian' or 'logistic'")
+        for name, known in (("likelihood", LIKELIHOODS), ("density", DENSITIES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}")
         counts = ("num_slots", "num_iterations", "num_hypotheses", "tracking_iterations")
         if min(getattr(self, name) for name in counts) < 1:
             raise ValueError(f"{', '.join(counts)} must be at least 1")
@@ -245,7 +245,7 @@ class Iodine(nn.Module):
 
         While training the graph runs through all iterations; otherwise it is cut at each.
         """
-        is_shared = draw is not None  # the caller may use it again
+        config, is_shared = self.config, draw is not None  # the caller may use it again
         for index, frame in enumerate(frames):
             mean, raw = posterior.chunk(2, -1)
             variance = F.softplus(raw)
@@ -253,7 +253,9 @@ class Iodine(nn.Module):
             means, logits = draw.means, draw.logits
             if not self.training:
                 means, logits = means.detach(), logits.detach()
-            scores = _score(self.config, self.sigma, frame.unsqueeze(1), means, logits)
+            scores = score_pixels(
+                config.likelihood, config.density, self.sigma, frame.unsqueeze(1), means, logits
+            )
             kl = 0.5 * (variance + mean**2 - 1 - variance.log()).sum((1, 2))
             decomposition = Decomposition(scores.log_masks.squeeze(2), means, mean)
             nll = -scores.log_pixel.sum((1, 2, 3, 4))
@@ -310,12 +312,7 @@ class Iodine(nn.Module):
             low = config.first_iterations or config.num_iterations
             count = low + round((config.num_iterations - low) * min(1.0, 2 * progress))
             images = [frames] * (count + 1)
-        shape = (len(frames), self.num_slots, config.latent_size)
-
-        def noise() -> Tensor:
-            return torch.randn(shape, generator=generator, device=frames.device)
-
-        total = 0.0
+        noise, total = self._free_noise(len(frames), generator), 0.0
         for index, (iteration, _, _) in enumerate(
             self._iterate(images, self._start(len(frames)), None, noise)
         ):
@@ -432,65 +429,6 @@ class Iodine(nn.Module):
         nll, kl = pick(last_a.nll, last_b.nll), pick(last_a.kl, last_b.kl)
         state = IodineState(posterior, memory, b.frames, pick(a.nll, b.nll), draw)
         return state, Iteration(decomposition, nll, kl, draw)
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """How well a decoding explains a frame, and what the refinement looks at (App. C)."""
-
-    log_masks: Tensor  # (B, K, 1, H, W)
-    log_pixel: Tensor  # (B, 1, 1, H, W)
-    mask_posterior: Tensor  # (B, K, 1, H, W)
-    d_means: Tensor  # (B, K, 3, H, W), and all below: no gradient flows
-    d_logits: Tensor  # (B, K, 1, H, W)
-    pixel_maps: Tensor  # (B, K, 3, H, W): d_logits, log p(x), log p(x) - log p(x without slot k)
-
-
-def _score(
-    config: IodineConfig, sigma: float, frame: Tensor, means: Tensor, logits: Tensor
-) -> _Scores:
-    """Likelihood of `frame` `(B, 1, 3, H, W)` and the closed-form gradients of its negative."""
-    log_masks = logits.log_softmax(1)
-    log_density, slope = _density(config.density, sigma, frame, means)
-    joint = log_masks + log_density
-    log_mixture = joint.logsumexp(1, keepdim=True)
-    log_pixel = log_mixture
-    with torch.no_grad():
-        masks = log_masks.exp()
-        if config.likelihood == "mixture":
-            responsibility = (joint - log_mixture).exp()
-            d_means, d_logits = -responsibility * slope, masks - responsibility
-    if config.likelihood == "composite":
-        composite = (log_masks.exp() * means).sum(1, keepdim=True)
-        log_pixel, slope = _density(config.density, sigma, frame, composite)
-        with torch.no_grad():
-            d_means = -masks * slope
-            d_logits = (d_means * (means - composite)).sum(2, keepdim=True)
-    with torch.no_grad():
-        slots = joint.shape[1]
-        itself = torch.eye(slots, dtype=torch.bool, device=joint.device).view(
-            1, slots, slots, 1, 1
-        )
-        others = joint.squeeze(2).unsqueeze(1).masked_fill(itself, -math.inf).logsumexp(2)
-        left = (1 - masks.squeeze(2)).clamp(min=1e-6).log()
-        gain = log_mixture.squeeze(2) - (others - left)
-        if slots == 1:
-            gain = torch.zeros_like(gain)  # nothing is left without the only slot
-        maps = [d_logits, log_mixture.expand_as(d_logits), gain.unsqueeze(2)]
-        pixel_maps = torch.cat(maps, 2)
-    return _Scores(log_masks, log_pixel, log_density.softmax(1), d_means, d_logits, pixel_maps)
-
-
-def _density(density: str, sigma: float, frame: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
-    """Log density over the three channels `(B, K, 1, H, W)` and its derivative by the mean."""
-    scaled = (frame - means) / sigma
-    if density == "gaussian":
-        log_density = -0.5 * scaled.square() - 0.5 * math.log(2 * math.pi)
-        slope = scaled.detach() / sigma
-    else:
-        log_density = -scaled - 2 * F.softplus(-scaled)
-        slope = (scaled.detach() / 2).tanh() / sigma
-    return (log_density - math.log(sigma)).sum(2, keepdim=True), slope
 
 
 def _initialise(module: nn.Module) -> None:

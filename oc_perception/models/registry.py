@@ -52,6 +52,13 @@ def checkpoint_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in _weights().glob("*/config.yaml")))
 
 
+def checkpoint_directory(name: str | Path) -> Path:
+    """`name` itself if it is a directory, else where a shipped checkpoint of this name lies; it
+    need not exist.
+    """
+    return Path(name) if Path(name).is_dir() else _weights() / name
+
+
 def _weights() -> Path:
     return share_directory() / "weights"
 
@@ -87,9 +94,7 @@ def load_model(name_or_directory: str | Path, device: str = "cpu") -> nn.Module:
         pairs = [pair.partition("=") for pair in settings.split(",") if pair]
         config = {key: yaml.safe_load(value) for key, _, value in pairs}
         return create_model(name, **config).eval().to(device)
-    directory = Path(name_or_directory)
-    if not directory.is_dir():
-        directory = _weights() / name
+    directory = checkpoint_directory(name_or_directory)
     if not directory.is_dir():
         known = checkpoint_names()
         raise ModelError(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from oc_perception.models import iodine as module
 from oc_perception.models.iodine import Iodine, IodineConfig
+from oc_perception.models.pixel_likelihood import score_pixels
 from oc_perception.models.registry import ModelError, create_model
 
 SMALL = IodineConfig(
@@ -35,6 +35,10 @@ def pictures(batch, seed=1):
     return torch.rand(batch, 3, *SMALL.frame_size, generator=torch.Generator().manual_seed(seed))
 
 
+def score(config, frame, means, logits):
+    return score_pixels(config.likelihood, config.density, config.sigma, frame, means, logits)
+
+
 def generator(seed=2):
     return torch.Generator().manual_seed(seed)
 
@@ -46,7 +50,7 @@ def test_closed_form_gradients_equal_autograd(likelihood, density):
     frame = torch.rand(2, 1, 3, 5, 6, dtype=torch.double, generator=draw)
     means = torch.rand(2, 3, 3, 5, 6, dtype=torch.double, generator=draw).requires_grad_()
     logits = torch.randn(2, 3, 1, 5, 6, dtype=torch.double, generator=draw).requires_grad_()
-    scores = module._score(config, config.sigma, frame, means, logits)
+    scores = score(config, frame, means, logits)
     expected = torch.autograd.grad(-scores.log_pixel.sum(), (means, logits))
     torch.testing.assert_close(scores.d_means, expected[0], rtol=0, atol=1e-9)
     torch.testing.assert_close(scores.d_logits, expected[1], rtol=0, atol=1e-9)
@@ -60,7 +64,7 @@ def test_likelihood_and_refinement_inputs_equal_a_naive_evaluation(likelihood, d
     frame = torch.rand(1, 1, 3, 2, 3, dtype=torch.double, generator=draw)
     means = torch.rand(1, 3, 3, 2, 3, dtype=torch.double, generator=draw)
     logits = torch.randn(1, 3, 1, 2, 3, dtype=torch.double, generator=draw)
-    scores = module._score(config, config.sigma, frame, means, logits)
+    scores = score(config, frame, means, logits)
 
     def probability(x, mean):
         if density == "gaussian":
@@ -171,8 +175,8 @@ def test_a_shared_offset_of_the_logits_changes_nothing():
     draw = generator()
     frame, means = torch.rand(1, 1, 3, 4, 4, generator=draw), torch.rand(1, 3, 3, 4, 4)
     logits = torch.randn(1, 3, 1, 4, 4, generator=draw)
-    plain = module._score(SMALL, SMALL.sigma, frame, means, logits)
-    moved = module._score(SMALL, SMALL.sigma, frame, means, logits + 7)
+    plain = score(SMALL, frame, means, logits)
+    moved = score(SMALL, frame, means, logits + 7)
     torch.testing.assert_close(plain.log_pixel, moved.log_pixel)
     torch.testing.assert_close(plain.d_logits, moved.d_logits, rtol=1e-4, atol=1e-5)
 
@@ -183,7 +187,7 @@ def test_extreme_logits_and_colours_stay_finite():
     logits = torch.tensor([200.0, -200.0, 0.0]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 4, 4)
     for likelihood, density in KINDS:
         config = dataclasses.replace(SMALL, likelihood=likelihood, density=density)
-        scores = module._score(config, config.sigma, frame, means, logits)
+        scores = score(config, frame, means, logits)
         for value in dataclasses.astuple(scores):
             assert value.isfinite().all()
 
@@ -301,7 +305,7 @@ def test_marked_inputs_are_cut_off_and_the_others_are_not():
     frame = torch.rand(1, 1, 3, 4, 4, generator=generator())
     means = torch.rand(1, 3, 3, 4, 4).requires_grad_()
     logits = torch.randn(1, 3, 1, 4, 4).requires_grad_()
-    scores = module._score(SMALL, SMALL.sigma, frame, means, logits)
+    scores = score(SMALL, frame, means, logits)
     assert not any(t.requires_grad for t in (scores.d_means, scores.d_logits, scores.pixel_maps))
     assert scores.mask_posterior.requires_grad and scores.log_masks.requires_grad
 

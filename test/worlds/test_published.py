@@ -1,108 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published files are read exactly as they are, or refused with cause and cure."""
 
-import contextlib
 import gzip
 import json
 import math
-import struct
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from published_files import (
+    example,
+    floats,
+    in_order,
+    one_hot,
+    picture,
+    string,
+    strings,
+    tetrominoes,
+    world,
+    write,
+)
 
 from oc_perception.cli import main
 from oc_perception.configuration import ConfigurationError
 from oc_perception.worlds.registry import create_world
-from oc_perception.worlds.tfrecord import crc32c, parse_example, read_records
+from oc_perception.worlds.tfrecord import parse_example, read_records
 
-# An encoder of our own for TFRecord, which shares nothing with the reader.
-
-
-def long_division(register):
-    for _ in range(8):
-        register = register >> 1 ^ 0x82F63B78 * (register & 1)
-    return register
-
-
-TABLE = [long_division(byte) for byte in range(256)]
-
-
-def slow_crc32c(data):
-    register = 0xFFFFFFFF
-    for byte in data:
-        register = register >> 8 ^ TABLE[(register ^ byte) & 255]
-    return register ^ 0xFFFFFFFF
-
-
-def frame(data):
-    def masked(part):
-        value = slow_crc32c(part)
-        return struct.pack("<I", ((value >> 15) + (value << 17) + 0xA282EAD8) % 2**32)
-
-    length = struct.pack("<Q", len(data))
-    return length + masked(length) + data + masked(data)
-
-
-def varint(value):
-    low, rest = value % 128, value // 128
-    return bytes([low + 128]) + varint(rest) if rest else bytes([low])
-
-
-def field(number, content):
-    return varint(number * 8 + 2) + varint(len(content)) + content
-
-
-def floats(values):
-    return field(2, field(1, np.asarray(values, "<f4").tobytes()))
-
-
-def strings(values):
-    """One string for each byte, as in the published sets."""
-    return field(1, b"".join(b"\x0a\x01%c" % int(value) for value in np.ravel(values)))
-
-
-def string(values):
-    """All bytes in one string."""
-    return field(1, field(1, np.asarray(values, np.uint8).tobytes()))
-
-
-def example(**features):
-    entries = (field(1, field(1, k.encode()) + field(2, v)) for k, v in features.items())
-    return field(1, b"".join(entries))
-
-
-def write(path, records, compress=True):
-    data = b"".join(map(frame, records))
-    path.write_bytes(gzip.compress(data) if compress else data)
-    return path
-
-
-def picture(size, num_entities, number, channels=3):
-    """A random image, and the entity of each pixel: vertical stripes, entity 0 leftmost."""
-    height, width = size
-    draw = np.random.default_rng(number)
-    image = draw.integers(0, 256, (height, width, channels), dtype=np.uint8)
-    return image, np.tile(np.arange(width) * num_entities // width, (height, 1))
-
-
-def one_hot(entities, num_entities):
-    """`(E, H, W, 1)`, 0 or 255."""
-    return (entities == np.arange(num_entities)[:, None, None])[..., None].astype(np.uint8) * 255
-
-
-def tetrominoes(number, num_entities=4):
-    image, entities = picture((35, 35), num_entities, number)
-    return example(
-        image=strings(image),
-        mask=strings(one_hot(entities, num_entities)),
-        shape=floats(np.arange(num_entities) + number),
-        color=floats([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 1]][:num_entities]),
-        x=floats(np.zeros(num_entities)),
-        visibility=floats(np.ones(num_entities)),
-    )
+# SPDX-License-Identifier: Apache-2.0
+"""Published files are read exactly as they are, or refused with cause and cure."""
 
 
 @pytest.fixture(scope="module")
@@ -116,77 +42,6 @@ def example_with(number):
     image, entities = picture((35, 35), number + 1, number)
     shape = floats(np.arange(6) + 10 * number)
     return example(image=strings(image), mask=strings(one_hot(entities, 6)), shape=shape)
-
-
-def world(path, batch_size=1, seed=0, **config):
-    return create_world("published", {"path": str(path), **config}, batch_size, seed)
-
-
-def in_order(path, batch_size, **config):
-    return world(path, batch_size, shuffle=False, **config)
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [  # RFC 3720, B.4, whose bytes are in the order of transmission
-        (bytes(32), 0x8A9136AA),
-        (b"\xff" * 32, 0x62A8AB43),
-        (bytes(range(32)), 0x46DD794E),
-        (bytes(range(31, -1, -1)), 0x113FDB5C),
-        (
-            bytes.fromhex(
-                "01c00000000000000000000000000000140000000000040000000014"
-                "0000001828000000000000000200000000000000"
-            ),
-            0xD9963A56,
-        ),
-        (b"123456789", 0xE3069283),
-    ],
-)
-def test_checksum_is_that_of_the_standard(data, expected):
-    assert crc32c(data) == slow_crc32c(data) == expected
-
-
-@pytest.mark.parametrize("length", [0, 1, 3, 255, 256, 257, 4095, 4096, 4097, 20_001])
-def test_checksum_of_long_data_equals_the_bitwise_one(length):
-    data = np.random.default_rng(length).bytes(length)
-    assert crc32c(data) == slow_crc32c(data)
-
-
-def test_example_takes_packed_and_single_values_and_skips_what_it_does_not_know():
-    record = example(
-        packed=floats([1.5, -2]),
-        single=field(2, b"\x0d" + struct.pack("<f", 3.25)),
-        integers=field(3, field(1, varint(300) + b"\xff" * 9 + b"\x01")),
-        integer=field(3, b"\x08" + varint(7)),
-        text=field(1, field(1, b"two strings") + field(1, b", joined")),
-        newer=field(9, b"?") + b"\x08\x01" + b"\x11" + bytes(8) + floats([4]),
-        empty=b"",
-    )
-    found = {name: values.tolist() for name, values in parse_example(record).items()}
-    text = bytes(found.pop("text"))
-    assert text == b"two strings, joined"
-    assert found == {
-        "packed": [1.5, -2],
-        "single": [3.25],
-        "integers": [300, -1],
-        "integer": [7],
-        "newer": [4],
-        "empty": [],
-    }
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_any_bytes_are_parsed_or_refused(seed):
-    """Nothing but ConfigurationError, whatever a damaged record holds."""
-    draw = np.random.default_rng(seed)
-    good = example(image=strings(range(50)), x=floats(range(5)), n=field(3, field(1, b"\x05")))
-    for _ in range(500):
-        damaged = bytearray(good)
-        for at in draw.integers(0, len(good), draw.integers(1, 4)):
-            damaged[at] = draw.integers(256)
-        with contextlib.suppress(ConfigurationError):
-            parse_example(bytes(damaged[: draw.integers(len(good) + 1)]))
 
 
 @pytest.mark.parametrize("compress", [True, False])
@@ -481,113 +336,3 @@ def test_published_tetrominoes_are_what_their_description_says(data_directory):
         assert shape.min() >= 1 and shape.max() <= 19
         for n in range(3):  # full colour at the brightest pixels of a block, which are shaded
             assert torch.equal(image[:, labels == n + 1].amax(1), rgb[n])
-
-
-def write_hdf5(path, **datasets):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(path, "w") as stream:
-        for name, values in datasets.items():
-            stream[name.replace("__", "/")] = values
-    return path
-
-
-def pictures(total, size=(20, 24), num_entities=4):
-    images, entities = zip(*(picture(size, num_entities, n) for n in range(total)), strict=True)
-    return np.stack(images), np.stack(entities)
-
-
-def assert_same(scenes, images, entities):
-    assert torch.equal(scenes.images, torch.tensor(images / 255).permute(0, 3, 1, 2).float())
-    assert torch.equal(scenes.labels, torch.tensor(entities))
-
-
-@pytest.mark.parametrize("form", ["entities", "entities, flat", "numbers", "numbers, flat"])
-@pytest.mark.parametrize("names", [("image", "mask"), ("imgs", "masks"), ("images", "masks")])
-def test_hdf5_is_read_exactly(tmp_path, names, form):
-    images, entities = pictures(70)  # more than are read at a time
-    masks = entities[..., None].astype(np.uint8)
-    if "entities" in form:
-        masks = np.stack([one_hot(scene, 4) for scene in entities])
-    if "flat" in form:
-        masks = masks[..., 0]
-    shape = np.arange(70)[:, None] + np.arange(4)
-    path = write_hdf5(tmp_path / "d.h5", **dict(zip(names, (images, masks), strict=True)),
-                      shape=shape, color=np.full((70, 4, 3), 255))  # fmt: skip
-    scenes = in_order(path, 70).sample(20, 24)
-    assert_same(scenes, images, entities)
-    assert torch.equal(scenes.factors["shape"], torch.tensor(shape[:, 1:]))
-    assert scenes.factors["rgb"].eq(1).all() and scenes.factors["rgb"].shape == (70, 3, 3)
-    part = in_order(path, 2, first=63, count=2).sample(20, 24)
-    assert_same(part, images[63:65], entities[63:65])
-
-
-def test_hdf5_splits_are_chosen_by_name(tmp_path):
-    images, entities = pictures(4)
-    masks = np.stack([one_hot(scene, 4) for scene in entities])
-    path = write_hdf5(tmp_path / "d.h5", train__imgs=images[:3], train__masks=masks[:3],
-                      test__imgs=images[3:].astype(np.float32), test__masks=masks[3:] / 255.0,
-                      train__factors__x=np.zeros(3))  # fmt: skip
-    assert_same(in_order(path, 3, split="train").sample(20, 24), images[:3], entities[:3])
-    assert_same(in_order(path, 1, split="test").sample(20, 24), images[3:], entities[3:])
-    with pytest.raises(ConfigurationError, match=r"has several splits: set split.*test, train"):
-        world(path)
-    with pytest.raises(ConfigurationError, match=r"no split 'tran'. Did you mean 'train'"):
-        world(path, split="tran")
-
-
-def test_hdf5_sequences_give_their_first_frame(tmp_path):
-    images, entities = pictures(6, (28, 28))
-    features = (images[..., :1] > 127).astype(np.float32).reshape(2, 3, 28, 28, 1)
-    path = write_hdf5(tmp_path / "shapes.h5", training__features=features,
-                      training__groups=entities.reshape(2, 3, 28, 28, 1) * 1.0)  # fmt: skip
-    scenes = in_order(path, 3).sample(28, 28)
-    assert_same(scenes, np.repeat(features[0] * 255, 3, -1), entities[:3])
-
-
-def test_hdf5_objects_room_has_four_background_entities(tmp_path):
-    images, entities = pictures(2, (64, 64), 7)
-    path = write_hdf5(tmp_path / "rooms.hdf5", image=images, mask=entities[..., None],
-                      visibility=np.ones((2, 7)), num_actual_objects=[[3], [3]])  # fmt: skip
-    assert in_order(path, 2).sample(64, 64).labels.unique().tolist() == [0, 1, 2, 3]
-    assert world(path, num_objects=[3, 3]).sample(64, 64).present.all()
-
-
-@pytest.mark.parametrize(
-    ("datasets", "config", "reason"),
-    [
-        ({"pictures": 1, "train__imgs": 2}, {}, "none of the pairs.*but pictures, train/imgs"),
-        ({"image": 1}, {"split": "train"}, "no splits"),
-        ({"image": np.zeros((2, 5, 5, 4))}, {}, r"must be \(N, H, W, 1 or 3\)"),
-        ({"image": np.full((2, 20, 24, 3), -0.5)}, {}, r"must lie in \[0, 1\]"),
-        ({"image": np.full((2, 20, 24, 3), np.nan)}, {}, r"must lie in \[0, 1\]"),
-        ({"mask": np.zeros((2, 4, 20, 20, 1))}, {}, "do not fit images"),
-        ({"mask": np.full((2, 20, 24), 0.5)}, {}, "integers from 0 to 255"),
-        ({}, {"first": 2}, "no scene from number 2 on"),
-        ({}, {"count": 3}, "ends after 2 scenes"),
-    ],
-)
-def test_hdf5_of_another_layout_is_refused_with_cause_and_cure(tmp_path, datasets, config, reason):
-    if "pictures" not in datasets:
-        images, entities = pictures(2)
-        datasets = {"image": images, "mask": entities, **datasets}
-        if isinstance(datasets["image"], int):
-            datasets["image"] = images
-    path = write_hdf5(tmp_path / "d.h5", **datasets)
-    with pytest.raises(ConfigurationError, match=reason):
-        world(path, **config)
-
-
-def test_hdf5_cut_off_is_refused(tmp_path):
-    images, entities = pictures(3)
-    path = write_hdf5(tmp_path / "d.h5", image=images, mask=entities)
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(ConfigurationError, match=r"Cannot read.*download it again"):
-        world(path)
-
-
-def test_hdf5_without_its_library_names_the_cure(tmp_path, monkeypatch):
-    path = tmp_path / "d.h5"
-    path.write_bytes(b"\x89HDF\r\n\x1a\n")
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'oc_perception\[datasets\]'"):
-        world(path)
