@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from oc_perception.configuration import ConfigurationError, from_mapping, nearest
+from oc_perception.worlds.discs import Discs
 from oc_perception.worlds.published import Published
 from oc_perception.worlds.rooms import Rooms
 from oc_perception.worlds.scenes import World
@@ -23,6 +24,7 @@ from oc_perception.worlds.tetrominoes import (
 
 WORLDS = {
     "ambiguous_tetrominoes": AmbiguousTetrominoes,
+    "discs": Discs,
     "published": Published,
     "rooms": Rooms,
     "sprites": Sprites,

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`discs`: circles in a box that bounce, attract, repel, avoid one another, come and go.
+
+The world of the blackout benchmark (regimes R0-R5) and of MOHART's simulations (D1-D3). Positions
+in box widths, the view is [0, 1] x [0, 1]; 30 frames per second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from oc_perception.worlds.disc_physics import FRAME_S, REGIMES, State, advance
+from oc_perception.worlds.motion import Motion
+from oc_perception.worlds.scenes import World
+
+_ARRIVALS = 0.1  # probability that a disc enters in a frame, while some are missing
+_GOAL_REACHED = 0.1  # widths
+_BAR_WIDTH = 0.12
+_CAMERA_MEMORY, _CAMERA_PULL = 0.9, 0.01  # per frame; the pull keeps the camera near the box
+_MOST_AREA = 0.3  # of the box that discs may cover, so that random places can be found
+
+
+@dataclass(frozen=True)
+class DiscsConfig:
+    """`speed_diameters`: range per frame; `rho`: probability per frame that all charges are drawn
+    anew. None takes the regime's own. `max_rows`: in R4, how many discs one sequence can see.
+    """
+
+    regime: str = "R1"
+    num_objects: tuple[int, int] = (3, 5)
+    speed_diameters: tuple[float, float] | None = None
+    rho: float | None = None
+    max_rows: int = 16
+    unique_colours: bool = True
+
+    def __post_init__(self) -> None:
+        if self.regime not in REGIMES:
+            raise ValueError(f"regime must be one of {', '.join(REGIMES)}, not {self.regime!r}")
+        low, high = self.num_objects
+        if not 0 <= low <= high or high < 1:
+            raise ValueError(f"num_objects must be 0 <= low <= high, not {self.num_objects}")
+        most = int(_MOST_AREA / (math.pi * REGIMES[self.regime].radii[1] ** 2))
+        if high > most:
+            raise ValueError(f"at most {most} discs find room in {self.regime}, not {high}")
+        if self.speed_diameters is not None:
+            slow, fast = self.speed_diameters
+            if not 0 <= slow <= fast:
+                raise ValueError(
+                    f"speed_diameters must be 0 <= low <= high, not {self.speed_diameters}"
+                )
+        if self.rho is not None and not 0 <= self.rho <= 1:
+            raise ValueError(f"rho is a probability, from 0 to 1, not {self.rho}")
+        if self.max_rows < high:
+            raise ValueError(f"max_rows must be at least the {high} of num_objects")
+
+
+@dataclass(frozen=True)
+class DiscMotion(Motion):
+    """A motion with what no detector sees, `hidden`: tensors `(B, T, ...)`.
+
+    `goals` `(..., N, 2)` and `pace` `(..., N)` of R3, `camera` `(..., 2, 2)` its place and its
+    velocity in widths/s, `bars` `(..., 2, 2)` left and right edges of the occluders.
+    """
+
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, index: object) -> DiscMotion:
+        values = {f.name: getattr(self, f.name) for f in fields(Motion)}
+        tensors = {n: v[index] if isinstance(v, Tensor) else v for n, v in values.items()}
+        return DiscMotion(**tensors, hidden={n: v[index] for n, v in self.hidden.items()})
+
+
+class Discs(World):
+    """Batches of independent sequences; all randomness from one seeded generator."""
+
+    Config = DiscsConfig
+
+    def _prepare(self) -> None:
+        self.regime = REGIMES[self.config.regime]
+        self.rho = self.regime.rho if self.config.rho is None else self.config.rho
+        self.speeds = self.config.speed_diameters or self.regime.speed_diameters
+
+    def sample_motion(self, num_frames: int) -> DiscMotion:
+        """Fresh sequences. A charge shown in a frame acts until the next one."""
+        state, camera, bars = self._start(), self._first_camera(), self._bars()
+        wanted = state.present.sum(1)
+        states, cameras = [state], [camera]
+        for _ in range(num_frames - 1):
+            state = self._meanwhile(advance(state, self.regime), wanted)
+            noise = self._normal(self.batch_size, 2)
+            camera = self._move_camera(camera, noise)
+            states.append(state)
+            cameras.append(camera)
+        track = {
+            f.name: torch.stack([getattr(s, f.name) for s in states], 1) for f in fields(State)
+        }
+        return self._observe(State(**track), torch.stack(cameras, 1), bars)
+
+    def continue_from(
+        self,
+        positions: Tensor,
+        velocities: Tensor,
+        motion: DiscMotion,
+        frame: int,
+        num_frames: int,
+    ) -> Tensor:
+        """Where discs at `positions` with `velocities` `(B, N, 2)` in `frame` of `motion` will be
+        in the `num_frames` after it, `(B, num_frames, N, 2)`, by the exact laws without chance:
+        charges and goals stay, nobody enters, the camera's motion fades.
+        """
+        hidden = {name: value[:, frame].double() for name, value in motion.hidden.items()}
+        camera = hidden["camera"]
+        state = State(
+            positions.double() + camera[:, :1],
+            velocities.double() + camera[:, 1:],
+            motion.sizes[:, frame, :, 0].double() / 2,
+            motion.features[:, frame, :, 0].double(),
+            motion.present[:, frame],
+            motion.present[:, frame],
+            hidden["goals"],
+            hidden["pace"],
+        )
+        places = []
+        for _ in range(num_frames):
+            state = advance(state, self.regime)
+            if self.regime.open_world:
+                state = _leave(state)
+            camera = self._move_camera(camera, torch.zeros_like(camera[:, 0]))
+            places.append(state.positions - camera[:, :1])
+        return torch.stack(places, 1).to(positions.dtype)
+
+    def _start(self) -> State:
+        (low, high), batch = self.config.num_objects, self.batch_size
+        rows = self.config.max_rows if self.regime.open_world else high
+        count = low + self._integers(high + 1 - low, batch, 1)
+        present = torch.arange(rows, device=self.device) < count
+        radii = self._uniform(*self.regime.radii, batch, rows).double()
+        pace = self._speeds(batch, rows)
+        return State(
+            self._apart(radii, present),
+            pace.unsqueeze(-1) * self._directions(batch, rows) * present.unsqueeze(-1),
+            radii,
+            self._charges(batch, rows),
+            present,
+            present,
+            self._goals(batch, rows),
+            pace,
+        )
+
+    def _apart(self, radii: Tensor, present: Tensor) -> Tensor:
+        """Places in the box at least a tenth of a diameter apart, `(B, N, 2)`."""
+
+        def draw() -> Tensor:
+            spread = self._uniform(0, 1, *radii.shape, 2).double()
+            return radii.unsqueeze(-1) + spread * (1 - 2 * radii).unsqueeze(-1)
+
+        positions = draw()
+        reach = 1.1 * (radii.unsqueeze(2) + radii.unsqueeze(1))
+        pairs = (present.unsqueeze(2) & present.unsqueeze(1)).tril(-1)
+        while True:
+            gaps = (positions.unsqueeze(2) - positions.unsqueeze(1)).norm(dim=-1)
+            clash = ((gaps < reach) & pairs).any(2, keepdim=True)
+            if not clash.any():
+                return positions
+            positions = torch.where(clash, draw(), positions)
+
+    def _meanwhile(self, state: State, wanted: Tensor) -> State:
+        """What chance changes from one frame to the next."""
+        if self.rho > 0:
+            drawn = self._uniform(0, 1, self.batch_size, 1) < self.rho
+            charges = self._charges(*state.charges.shape)
+            state = replace(state, charges=torch.where(drawn, charges, state.charges))
+        if self.regime.social:
+            reached = (state.goals - state.positions).norm(dim=-1, keepdim=True) < _GOAL_REACHED
+            goals = self._goals(*state.charges.shape)
+            state = replace(state, goals=torch.where(reached, goals, state.goals))
+        return self._enter(_leave(state), wanted) if self.regime.open_world else state
+
+    def _enter(self, state: State, wanted: Tensor) -> State:
+        """Let a disc in over a border where fewer than `wanted` `(B,)` are left and it is free."""
+        batch, rows = state.radii.shape
+        row = torch.arange(rows, device=self.device) == state.born.sum(1, keepdim=True)
+        radius = (state.radii * row).sum(1, keepdim=True)
+        side = self._integers(4, batch) * (math.pi / 2)
+        along = self._uniform(0.1, 0.9, batch, 1).double() - 0.5
+        inward = torch.stack([side.cos(), side.sin()], -1).double().round()
+        place = 0.5 - (0.5 + radius) * inward + along * inward.flip(-1)
+        turn = side + self._uniform(-math.pi / 3, math.pi / 3, batch)
+        heading = torch.stack([turn.cos(), turn.sin()], -1).double()
+        gaps = (state.positions - place.unsqueeze(1)).norm(dim=-1)
+        free = ((gaps > state.radii + radius) | ~state.present).all(1)
+        chance = self._uniform(0, 1, batch) < _ARRIVALS
+        new = row & (free & chance & (state.present.sum(1) < wanted)).unsqueeze(1)
+        velocity = state.pace.unsqueeze(-1) * heading.unsqueeze(1)
+        return replace(
+            state,
+            positions=torch.where(new.unsqueeze(-1), place.unsqueeze(1), state.positions),
+            velocities=torch.where(new.unsqueeze(-1), velocity, state.velocities),
+            present=state.present | new,
+            born=state.born | new,
+        )
+
+    def _first_camera(self) -> Tensor:
+        place = torch.zeros(self.batch_size, 2, device=self.device, dtype=torch.float64)
+        return torch.stack([place, self._normal(self.batch_size, 2) * self._camera_speed], 1)
+
+    @property
+    def _camera_speed(self) -> float:
+        return self.regime.camera_sd / FRAME_S
+
+    def _move_camera(self, camera: Tensor, noise: Tensor) -> Tensor:
+        """One frame of `(B, 2, 2)`, place and velocity: an AR(1) process, drawn to the box."""
+        place = camera[:, 0] + camera[:, 1] * FRAME_S
+        velocity = _CAMERA_MEMORY * camera[:, 1] - _CAMERA_PULL / FRAME_S * place
+        kick = math.sqrt(1 - _CAMERA_MEMORY**2) * self._camera_speed
+        return torch.stack([place, velocity + kick * noise], 1)
+
+    def _bars(self) -> Tensor:
+        """Left and right edges of upright occluders, side by side, `(B, bars, 2)`."""
+        count = self.regime.occluders
+        room = 1 / max(count, 1)
+        start = torch.arange(count, device=self.device) * room
+        left = start + self._uniform(0.05, room - _BAR_WIDTH - 0.01, self.batch_size, count)
+        return torch.stack([left, left + _BAR_WIDTH], -1).double()
+
+    def _observe(self, track: State, camera: Tensor, bars: Tensor) -> DiscMotion:
+        """What is to be known of `track`, whose tensors are `(B, T, N, ...)`."""
+        positions = (track.positions - camera[:, :, :1]).float()
+        frames = positions.shape[1]
+        bars = bars.unsqueeze(1).expand(-1, frames, -1, -1)
+        in_view = ((positions >= 0) & (positions <= 1)).all(-1)
+        shown = hidden_share(track, bars, through=not self.regime.collide) <= 0.5
+        hidden = {"goals": track.goals, "pace": track.pace, "camera": camera, "bars": bars}
+        return DiscMotion(
+            positions=positions,
+            velocities=(track.velocities - camera[:, :, 1:]).float(),
+            sizes=(2 * track.radii).float().unsqueeze(-1).expand(-1, -1, -1, 2),
+            features=track.charges.float().unsqueeze(-1),
+            present=track.present,
+            visible=track.present & in_view & shown,
+            dt_s=FRAME_S,
+            hidden={name: value.float() for name, value in hidden.items()},
+        )
+
+    def _charges(self, batch: int, rows: int) -> Tensor:
+        """-1 or 1 `(B, N)` where charges matter, else 0."""
+        if not self.regime.charged:
+            return torch.zeros(batch, rows, device=self.device, dtype=torch.float64)
+        return self._integers(2, batch, rows).double() * 2 - 1
+
+    def _directions(self, *shape: int) -> Tensor:
+        angle = self._uniform(0, 2 * math.pi, *shape).double()
+        return torch.stack([angle.cos(), angle.sin()], -1)
+
+    def _speeds(self, *shape: int) -> Tensor:
+        """Widths per second; diameters are those of the middle of the range of sizes."""
+        diameter = sum(self.regime.radii)
+        return self._uniform(*self.speeds, *shape).double() * (diameter / FRAME_S)
+
+    def _goals(self, *shape: int) -> Tensor:
+        return self._uniform(0.1, 0.9, *shape, 2).double()
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, device=self.device).double()
+
+
+def _leave(state: State) -> State:
+    """Discs wholly outside the box are gone."""
+    reach = state.radii.unsqueeze(-1)
+    outside = (state.positions < -reach) | (state.positions > 1 + reach)
+    return replace(state, present=state.present & ~outside.any(-1))
+
+
+def hidden_share(track: State, bars: Tensor, through: bool) -> Tensor:
+    """The share of each disc `(B, T, N)` behind `bars` `(B, T, M, 2)` and, where discs pass
+    `through` one another, behind a single later one.
+    """
+    share = torch.zeros_like(track.radii)
+    if bars.shape[2]:
+        edges = bars.unsqueeze(2) - track.positions[..., :1, None]  # (B, T, N, M, 2)
+        u = (edges / track.radii[..., None, None]).clamp(-1, 1)
+        below = 0.5 + (u * (1 - u * u).sqrt() + u.asin()) / math.pi  # share left of each edge
+        share = share + (below[..., 1] - below[..., 0]).sum(-1)
+    if through:
+        gaps = (track.positions.unsqueeze(3) - track.positions.unsqueeze(2)).norm(dim=-1)
+        u = (gaps / (2 * track.radii.unsqueeze(-1))).clamp(max=1)
+        lens = 2 / math.pi * (u.acos() - u * (1 - u * u).sqrt())  # of two equal discs
+        front = torch.ones_like(lens).triu(1) * track.present.unsqueeze(2)
+        share = share + (lens * front).amax(-1)
+    return share
