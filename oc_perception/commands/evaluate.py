@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Score a model on fresh scenes of a procedural world: FG-ARI, ARI, AMI, mIoU with background,
-MSE, how its slots are used, and the floors that need no model.
+MSE, how its slots are used, and the floors that need no model. For motion and tracking models:
+what they score on fresh sequences.
 
 `--figures` draws decompositions (`decompositions.png`), scores against iterations and slots
 (`refinement.png`, `slots.png`, numbers in `curves.json`), what the latents of a slot stand for
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from oc_perception.cli import UserError
 from oc_perception.commands import scoring
 from oc_perception.evaluation import plots
 from oc_perception.evaluation.curves import refinement_curve, slot_curve
@@ -27,7 +29,8 @@ from oc_perception.evaluation.figures import decomposition_grid
 from oc_perception.evaluation.latents import hypotheses, traverse
 from oc_perception.evaluation.readout import evaluate_readout
 from oc_perception.evaluation.refinement import is_iterative
-from oc_perception.models.registry import ModelError
+from oc_perception.models.registry import ModelError, task_of
+from oc_perception.training.tasks import TASKS
 
 _SEED = 2_000_003
 _GRID_SCENES = 8
@@ -58,11 +61,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate, draw and print."""
     if arguments.figures:
         plots.require_matplotlib()
-        arguments.figures.mkdir(parents=True, exist_ok=True)
-    model, world, config = scoring.prepare(arguments.model, arguments)
-    wanted = (model, world, config)
-    batches = fresh_scenes(*wanted, arguments.scenes, arguments.seed, arguments.device)
-    scores = examine_discovery(model, batches)
+    wanted = scoring.prepare(arguments.model, arguments, task=None)
+    scenes = (arguments.scenes, arguments.seed, arguments.device)
+    model, task = wanted[0], task_of(wanted[0])
+    if task == "discovery":
+        scores = examine_discovery(model, fresh_scenes(*wanted, *scenes))
+    elif arguments.figures or arguments.readout:
+        raise UserError(
+            f"--figures and --readout are for discovery models: leave them out, {arguments.model}"
+            f" is a {task} model."
+        )
+    else:
+        scores = TASKS[task].evaluate(*wanted, *scenes)
     readout = _readout(*wanted, arguments) if arguments.readout else {}
     if arguments.figures:
         _draw(*wanted, arguments)
@@ -98,6 +108,7 @@ def _draw(
 ) -> None:
     """All figures that the model has an answer to; says which ones are left out, and why."""
     directory, seed = arguments.figures, arguments.seed
+    directory.mkdir(parents=True, exist_ok=True)
 
     def scenes(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         wanted = min(count, arguments.scenes)

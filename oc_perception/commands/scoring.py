@@ -14,7 +14,7 @@ from torch import nn
 from oc_perception.cli import UserError
 from oc_perception.configuration import override, read_yaml
 from oc_perception.evaluation.refinement import is_iterative
-from oc_perception.models.registry import checkpoint_directory, load_model
+from oc_perception.models.registry import checkpoint_directory, load_model, task_of
 from oc_perception.worlds.registry import WORLDS
 
 _DEFAULT_WORLD = "tabletop"
@@ -39,16 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser, seed: int) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prepare(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any]]:
-    """The model called `name` as the options want it, the world's name and its settings.
+def prepare(
+    name: str, arguments: argparse.Namespace, task: str | None = "discovery"
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The model called `name`, of `task` or None for any, as the options want it; the world's name
+    and its settings.
 
     Raises UserError for an option that the model does not know.
     """
     if arguments.scenes < 1:
         raise UserError(f"--scenes must be at least 1, not {arguments.scenes}.")
-    model = load_model(name, arguments.device)
+    model = load_model(name, arguments.device, task)
     if arguments.slots is not None:
-        if arguments.slots < 1 or not list(model.parameters()):
+        fixed = task_of(model) != "discovery" or not list(model.parameters())
+        if arguments.slots < 1 or fixed:
             raise UserError(f"{name} cannot run with --slots {arguments.slots}.")
         model.num_slots = arguments.slots
     if arguments.iterations is not None:
@@ -85,7 +89,7 @@ def settings(
         "model": model.architecture,
         "world": world,
         "world_config": world_config,
-        "slots": model.num_slots,
+        **({"slots": model.num_slots} if task_of(model) == "discovery" else {}),
         **({"iterations": model.num_iterations} if is_iterative(model) else {}),
         "scenes": arguments.scenes,
         "seed": arguments.seed,

@@ -9,7 +9,6 @@ train --set training.shards=N ...`; one process with as many shards learns the s
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, then write `metrics.json` from 320 fresh scenes."""
+    """Train, then write `metrics.json` from 320 fresh scenes or sequences."""
     name, settings = Path(arguments.recipe).stem, list(arguments.settings)
     if arguments.seed is not None:
         name, settings = (
@@ -62,13 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.stop_at_step,
         arguments.time_limit,
     )
-    if not is_first_process():
-        return 0
-    metrics = directory / "metrics.json"
-    if metrics.is_file():
-        scores = json.loads(metrics.read_text())
-        print("\n".join(f"{name:>8}  {scores[name]:.4g}" for name in ("fg_ari", "miou", "mse")))
-    else:
+    if is_first_process() and not (directory / "metrics.json").is_file():
         print(f"stopped early; the same command resumes {directory}")
     return 0
 

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find, build and load discovery models by name.
+"""Find, build and load models by name.
 
-A model is an `nn.Module` with `config` (frozen dataclass), `frame_size` `(height, width)`,
-`num_slots`, `initial_state(batch_size) -> state` and
-`step(state, frame (B, 3, H, W) | None) -> (state, Decomposition | None)`; no frame, no
-decomposition. A trainable one also has `loss(frames, generator, progress) -> dict` with the entry
-`loss`.
+A model is an `nn.Module` with `config` (frozen dataclass) and `task` ("discovery" where absent).
+One that can be trained has `loss(batch, generator, progress) -> dict` with the entry `loss`; its
+task says what it learns from (`training/tasks.py`).
+
+A discovery model has `frame_size` `(height, width)`, `num_slots`,
+`initial_state(batch_size) -> state` and `step(state, frame (B, 3, H, W) | None) ->
+(state, Decomposition | None)`; no frame, no decomposition. The others have
+`score(batch, generator) -> dict[str, float]`.
 """
 
 from __future__ import annotations
@@ -26,7 +29,13 @@ from oc_perception.resources import share_directory
 
 _DAMAGE = (ConfigurationError, LookupError, TypeError, OSError, SafetensorError, RuntimeError)
 """What reading a checkpoint that is missing, cut short or of another model can raise."""
-_MODULES = ("grid", "iodine", "monet", "slot_attention")
+_MODULES = {
+    "grid": "discovery",
+    "iodine": "discovery",
+    "monet": "discovery",
+    "slot_attention": "discovery",
+}
+"""The task of the models in each module."""
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
 
 
@@ -40,16 +49,31 @@ def register_model(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module
     return factory
 
 
-def model_names() -> tuple[str, ...]:
-    """All registered models."""
-    for module in _MODULES:
-        importlib.import_module(f"oc_perception.models.{module}")
-    return tuple(sorted(_FACTORIES))
+def model_names(task: str | None = None) -> tuple[str, ...]:
+    """All registered models, or those for one task."""
+    modules = {f"{__package__}.{name}": kind for name, kind in _MODULES.items()}
+    for module in modules:
+        importlib.import_module(module)
+    return tuple(
+        name
+        for name, factory in sorted(_FACTORIES.items())
+        if task in (None, modules.get(factory.__module__))
+    )
 
 
-def checkpoint_names() -> tuple[str, ...]:
-    """All shipped checkpoints."""
-    return tuple(sorted(path.parent.name for path in _weights().glob("*/config.yaml")))
+def task_of(model: nn.Module) -> str:
+    """What `model` is for: "discovery", "motion" or "tracking"."""
+    return getattr(model, "task", "discovery")
+
+
+def checkpoint_names(task: str | None = None) -> tuple[str, ...]:
+    """All shipped checkpoints, or those for one task."""
+    models = model_names(task)
+    return tuple(
+        path.parent.name
+        for path in sorted(_weights().glob("*/config.yaml"))
+        if read_yaml(path).get("model") in models
+    )
 
 
 def checkpoint_directory(name: str | Path) -> Path:
@@ -75,12 +99,14 @@ def create_model(name: str, **config: Any) -> nn.Module:
     return model
 
 
-def load_model(name_or_directory: str | Path, device: str = "cpu") -> nn.Module:
+def load_model(
+    name_or_directory: str | Path, device: str = "cpu", task: str | None = "discovery"
+) -> nn.Module:
     """A model ready for inference, in this order: `name[:key=value,...]` of a model without
     weights (`grid`), a checkpoint directory, or the name of a shipped checkpoint.
 
-    Raises ModelError when it does not exist, is damaged, or does not fit its configuration, and
-    when there is no such device.
+    Raises ModelError when it does not exist, is damaged, does not fit its configuration, or is
+    for another task than `task` (None: any), and when there is no such device.
     """
     try:
         torch.empty(0, device=device)
@@ -93,13 +119,24 @@ def load_model(name_or_directory: str | Path, device: str = "cpu") -> nn.Module:
     if name in model_names() and not list(create_model(name).parameters()):
         pairs = [pair.partition("=") for pair in settings.split(",") if pair]
         config = {key: yaml.safe_load(value) for key, _, value in pairs}
-        return create_model(name, **config).eval().to(device)
+        model = create_model(name, **config)
+    else:
+        model = _load_checkpoint(name_or_directory, task)
+    if task not in (None, task_of(model)):
+        raise ModelError(
+            f"{name_or_directory} is a {task_of(model)} model, not a {task} model. Shipped for"
+            f" {task}: {', '.join(checkpoint_names(task)) or 'none'}."
+        )
+    return model.eval().to(device, memory_format=torch.channels_last)  # faster, on CPUs too
+
+
+def _load_checkpoint(name_or_directory: str | Path, task: str | None) -> nn.Module:
     directory = checkpoint_directory(name_or_directory)
     if not directory.is_dir():
-        known = checkpoint_names()
+        known = checkpoint_names(task)
         raise ModelError(
             f"No checkpoint {str(name_or_directory)!r}: give a directory written by `oc-perception"
-            f" train`, or a shipped name.{nearest(name, known) if known else ''}"
+            f" train`, or a shipped name.{nearest(str(name_or_directory), known) if known else ''}"
         )
     try:
         description = read_yaml(directory / "config.yaml")
@@ -110,7 +147,7 @@ def load_model(name_or_directory: str | Path, device: str = "cpu") -> nn.Module:
             f"Checkpoint {directory} is missing or damaged ({error}). Copy it anew or retrain it."
         ) from error
     model.name = directory.name
-    return model.eval().to(device, memory_format=torch.channels_last)  # faster, on CPUs too
+    return model
 
 
 def save_checkpoint(model: nn.Module, directory: Path, dtype: torch.dtype = torch.float32) -> None:

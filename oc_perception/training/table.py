@@ -5,17 +5,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
 
-_COLUMNS = {
-    "step": "{:>9}",
-    "loss": "{:>12.5g}",
-    "gradient_norm": "{:>14.4g}",
-    "fg_ari": "{:>8.3f}",
-    "miou": "{:>7.3f}",
-    "mse": "{:>9.5f}",
-}
+_PROGRESS = {"step": "{:>9}", "loss": "{:>12.5g}", "gradient_norm": "{:>14.4g}"}
+_SCORES = {"fg_ari": "{:>8.3f}", "miou": "{:>7.3f}", "mse": "{:>9.5f}"}
 _REFRESH_S = 0.5
 
 
@@ -38,14 +32,19 @@ class Table:
         self._started_s = self._shown_s = time.monotonic()
         self._has_header = False
 
-    def row(self, entry: Mapping[str, float]) -> None:
-        """One evaluation: what `entry`, a line of the log, says of it."""
+    def row(self, entry: Mapping[str, float], scores: Iterable[str]) -> None:
+        """One evaluation: what `entry`, a line of the log, says of it; `scores` are the names of
+        the scores to show, the same in each row.
+        """
+        columns = dict(_PROGRESS)
+        for name in scores:
+            columns[name] = _SCORES.get(name, f"{{:>{max(len(name), 8) + 2}.4g}}")
         if not self._has_header:
-            widths = {name: len(form.format(0)) for name, form in _COLUMNS.items()}
+            widths = {name: len(form.format(0)) for name, form in columns.items()}
             names = [f"{name.replace('_', ' '):>{width}}" for name, width in widths.items()]
             self._say("".join([*names, f"{'elapsed':>10}{'left':>10}"]))
             self._has_header = True
-        cells = [form.format(entry[name]) for name, form in _COLUMNS.items()]
+        cells = [form.format(entry[name]) for name, form in columns.items()]
         times = (_clock(entry["elapsed_s"]), _clock(self._left_s(entry["step"])))
         self._say("".join([*cells, *(f"{text:>10}" for text in times)]))
 

@@ -6,8 +6,8 @@ batch and the number of the step. So a resumed run, and one on another number of
 what an uninterrupted one on a single process would have drawn.
 
 A run directory holds `weights.safetensors` and `config.yaml` (loadable as a model at any time),
-`recipe.yaml`, `log.jsonl` (one JSON object per evaluation), `samples.png`; until the run is
-complete `state.pt`, and then `metrics.json` (scores on 320 fresh scenes).
+`recipe.yaml`, `log.jsonl` (one JSON object per evaluation), for discovery `samples.png`; until the
+run is complete `state.pt`, and then `metrics.json` (scores on 320 fresh scenes or sequences).
 
 Several processes: `torchrun --nproc-per-node N -m oc_perception.cli train ...`, with
 `training.shards` a multiple of their number and the run directory on a disk that all share.
@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,20 +29,20 @@ import yaml
 from torch import Tensor, nn
 
 from oc_perception.configuration import ConfigurationError, from_mapping, read_yaml, to_mapping
-from oc_perception.evaluation.discovery import evaluate_discovery
-from oc_perception.evaluation.figures import decomposition_grid
 from oc_perception.evaluation.provenance import provenance
-from oc_perception.models.registry import create_model, save_checkpoint
+from oc_perception.models.registry import create_model, save_checkpoint, task_of
 from oc_perception.training.diagnosis import first_non_finite
 from oc_perception.training.interruption import HeldSignals
 from oc_perception.training.parallel import ProcessGroup, process_group
 from oc_perception.training.recipe import Recipe, TrainingConfig
 from oc_perception.training.table import Table
+from oc_perception.training.tasks import TASKS
 from oc_perception.worlds.registry import create_world
 
 _EVALUATION_SEED = 1_000_003
 _TEST_SEED = 2_000_003
 _TEST_SCENES = 320
+_PICTURES = 8
 
 
 class NonFiniteLoss(ValueError):
@@ -97,7 +98,7 @@ def train(
                     if not group.is_first:
                         continue
                     if run.step % config.evaluate_every == 0 or run.step == config.steps:
-                        table.row(run.evaluate(terms))
+                        table.row(*run.evaluate(terms))
                     table.advance(run.step)
                     if time.monotonic() - saved_s > config.checkpoint_every_s:
                         run.save()
@@ -111,7 +112,7 @@ def train(
                 run.save()
         signals.release()
         if group.is_first and run.step == config.steps:
-            run.finish()
+            run.finish(report)
     return run.shipped()
 
 
@@ -124,6 +125,7 @@ class _Run:
         torch.manual_seed(config.seed)  # initial weights: torch's initialisers take no generator
         self.model = create_model(recipe.model, **recipe.model_config).to(device)
         self.model.to(memory_format=torch.channels_last)
+        self._task = TASKS[task_of(self.model)]
         self._average = None
         if config.ema_decay:
             self._average = copy.deepcopy(self.model).requires_grad_(False)
@@ -139,7 +141,7 @@ class _Run:
         size = config.batch_size // config.shards
         self._world = create_world(recipe.world, recipe.world_config, size, 0, device)
         self._noise = torch.Generator(device)
-        self._frames = self._draw(self.step)
+        self._batches = self._draw(self.step)
         self._loss = torch.compile(self.model.loss) if config.compile else self.model.loss
         self._is_updating = False
         self._provenance = provenance(device)
@@ -184,7 +186,7 @@ class _Run:
         self._optimizer.step()
         if self._average is not None:
             self._follow()
-        self._frames, self.step = following, self.step + 1
+        self._batches, self.step = following, self.step + 1
         self._is_updating = False
         return {"gradient_norm": norm, **terms}, stops > 0
 
@@ -192,21 +194,20 @@ class _Run:
         """The loss terms of each shard of this process; the same at each call."""
         config = self._recipe.training
         kind = torch.device(self._group.device).type
-        for shard, frames in zip(self._shards, self._frames, strict=True):
+        for shard, batch in zip(self._shards, self._batches, strict=True):
             self._noise.manual_seed(_seeds(config.seed, shard, self.step)[1])
             with torch.autocast(kind, torch.bfloat16, enabled=config.autocast_bfloat16):
-                terms = loss(frames, self._noise, self.step / config.steps)
+                terms = loss(batch, self._noise, self.step / config.steps)
             yield terms
 
-    def _draw(self, step: int) -> list[Tensor]:
+    def _draw(self, step: int) -> list[Any]:
         """What each shard of this process learns from in `step`."""
-        frames = []
+        batches = []
         for shard in self._shards:
             seed = _seeds(self._recipe.training.seed, shard, step)[0]
             self._world.generator.manual_seed(seed)
-            images = self._world.sample(*self.model.frame_size).images
-            frames.append(images.contiguous(memory_format=torch.channels_last))
-        return frames
+            batches.append(self._task.draw(self._world, self.model))
+        return batches
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -262,32 +263,37 @@ class _Run:
         self.step = state["step"]
         self._past_s, self._past_cpu_s = state["elapsed_s"], state["cpu_s"]
 
-    def evaluate(self, terms: Mapping[str, float]) -> dict[str, float]:
-        """Add a line to `log.jsonl`, and return it."""
+    def evaluate(self, terms: Mapping[str, float]) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Add a line to `log.jsonl`; returns it, and which of the scores in it to show."""
+        scores = _evaluate(self.shipped(), self._recipe, self._directory, self._group.device)
         entry = {
             "step": self.step,
             **{name: round(value, 1) for name, value in self._effort().items()},
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             **terms,
-            **_evaluate(self.shipped(), self._recipe, self._directory, self._group.device),
+            **scores,
         }
         with (self._directory / "log.jsonl").open("a") as log:
             log.write(json.dumps(entry) + "\n")
-        return entry
+        return entry, self._task.columns or tuple(scores)
 
-    def finish(self) -> None:
-        """Round the weights to half precision, which halves the file, and write them and
+    def finish(self, report: Callable[[str], None]) -> None:
+        """Round the weights to the precision in which they are shipped, and write them and
         `metrics.json`: what these weights reach on fresh scenes, after which effort.
         """
         model, recipe, device = self.shipped(), self._recipe, self._group.device
         effort = {name: round(value, 1) for name, value in self._effort().items()}
-        model.half().float()
-        save_checkpoint(model, self._directory, torch.float16)
-        scores = evaluate_discovery(
+        model.to(self._task.precision).float()
+        save_checkpoint(model, self._directory, self._task.precision)
+        scores = self._task.evaluate(
             model.eval(), recipe.world, recipe.world_config, _TEST_SCENES, _TEST_SEED, device
         )
+        for name in self._task.columns or scores:
+            report(f"{name:>16}  {scores[name]:.4g}")
         record = {
             **scores,
+            "scenes": _TEST_SCENES,
+            "seed": _TEST_SEED,
             "world": recipe.world,
             "steps": self.step,
             **effort,
@@ -358,18 +364,12 @@ def _claim(directory: Path, recipe: Recipe, group: ProcessGroup) -> None:
 
 @torch.inference_mode()
 def _evaluate(model: nn.Module, recipe: Recipe, directory: Path, device: str) -> dict[str, float]:
+    task, config = TASKS[task_of(model)], recipe.training
+    world = (recipe.world, recipe.world_config)
     model.eval()
-    scores = evaluate_discovery(
-        model,
-        recipe.world,
-        recipe.world_config,
-        recipe.training.evaluation_scenes,
-        _EVALUATION_SEED,
-        device,
-    )
-    scenes = create_world(recipe.world, recipe.world_config, 8, _EVALUATION_SEED, device)
-    frames = scenes.sample(*model.frame_size).images
-    _, decomposition = model.step(model.initial_state(len(frames)), frames)
-    decomposition_grid(frames, decomposition, directory / "samples.png")
+    scores = task.evaluate(model, *world, config.evaluation_scenes, _EVALUATION_SEED, device)
+    if task.illustrate:
+        scenes = create_world(*world, _PICTURES, _EVALUATION_SEED, device)
+        task.illustrate(model, scenes, directory / "samples.png")
     model.train()
-    return {name: scores[name] for name in ("fg_ari", "ari", "miou", "mse")}
+    return scores

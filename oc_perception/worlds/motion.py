@@ -42,3 +42,7 @@ class Clip:
 
     images: Tensor
     motion: Motion
+
+    def __getitem__(self, index: object) -> Clip:
+        """The same index into images and motion."""
+        return Clip(self.images[index], self.motion[index])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every registered model and every shipped checkpoint must do."""
+"""What every registered discovery model and every shipped checkpoint of one must do."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,19 @@ from oc_perception.models.registry import (
     load_model,
     model_names,
     save_checkpoint,
+    task_of,
 )
 from oc_perception.pipeline import Discovery
 
+MODELS = model_names("discovery")
+TRAINABLE = [name for name in MODELS if [*create_model(name).parameters()]]
 
-@pytest.fixture(params=[*model_names(), *checkpoint_names()])
+
+@pytest.fixture(params=[*MODELS, *checkpoint_names("discovery")])
 def model(request):
     name = request.param
     torch.manual_seed(0)
-    built = create_model(name) if name in model_names() else load_model(name)
+    built = create_model(name) if name in MODELS else load_model(name)
     return built.eval()
 
 
@@ -84,7 +88,7 @@ def test_a_stream_with_a_blackout_gives_segmentations(model):
     assert segmentation.label_image.shape == (48, 64)
 
 
-@pytest.mark.parametrize("name", [n for n in model_names() if [*create_model(n).parameters()]])
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_checkpoints_survive_a_round_trip(name, tmp_path):
     model = create_model(name)
     save_checkpoint(model, tmp_path / "saved")
@@ -92,6 +96,12 @@ def test_checkpoints_survive_a_round_trip(name, tmp_path):
     assert again.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("task", ["discovery", "motion", "tracking"])
+def test_a_model_is_listed_under_its_own_task(task):
+    for name in model_names(task):
+        assert task_of(create_model(name)) == task
 
 
 def test_models_without_weights_take_settings_in_their_name():

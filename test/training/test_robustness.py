@@ -19,7 +19,7 @@ from oc_perception.models.registry import create_model, model_names
 
 FULL = os.environ.get("OC_ROBUSTNESS") == "full"
 CONFIGURATIONS, STEPS = (20, 200) if FULL else (2, 20)
-TRAINABLE = [name for name in model_names() if [*create_model(name).parameters()]]
+TRAINABLE = [name for name in model_names("discovery") if [*create_model(name).parameters()]]
 
 
 def monet(draw):

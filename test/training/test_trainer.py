@@ -287,7 +287,7 @@ def test_rows_of_the_table_are_aligned_below_one_header(tmp_path):
     lines = []
     trainer.train(recipe(), tmp_path, report=lines.append, stop_at_step=2)
     trainer.train(recipe(), tmp_path, report=lines.append, stop_at_step=4)
-    header, first, resuming, again, second = lines
+    header, first, resuming, again, second, *final = lines
     assert header == again and "resuming" in resuming
     columns = r"step|loss|gradient norm|fg ari|miou|mse|elapsed|left"
     ends = [match.end() for match in re.finditer(columns, header)]
@@ -295,6 +295,7 @@ def test_rows_of_the_table_are_aligned_below_one_header(tmp_path):
     for row in (first, second):
         assert [match.end() for match in re.finditer(r"\S+", row)] == ends
     assert second.split()[0] == "4" and second.split()[-1] == "0:00:00"
+    assert [line.split()[0] for line in final] == ["fg_ari", "miou", "mse"]
 
 
 def test_learning_rate_warms_up_and_decays():
