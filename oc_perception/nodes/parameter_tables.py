@@ -136,6 +136,17 @@ TRACKING = (
         TrackerConfig,
         "",
         {
+            "motion_model": (
+                "How objects are believed to move: `kalman` each by itself, `relational` learned, "
+                "with regard to one another. Used by the next configure.",
+                None,
+                None,
+                ("kalman", "relational"),
+            ),
+            "motion_weights": (
+                "Checkpoint directory or name of a shipped checkpoint for `relational`. Used by "
+                "the next configure.",
+            ),
             "measurement_std_widths": (
                 "Noise of a centroid on each axis, image widths.",
                 1e-6,

@@ -87,17 +87,14 @@ def defaults(table: tuple[Parameter, ...]) -> dict[str, Value]:
     return {parameter.name: parameter.default for parameter in table}
 
 
-def of_dataclass(
-    cls: type, prefix: str, rows: Mapping[str, tuple[str, float, float]]
-) -> tuple[Parameter, ...]:
-    """A row per field of a configuration dataclass; `rows` has description, minimum, maximum."""
+def of_dataclass(cls: type, prefix: str, rows: Mapping[str, tuple]) -> tuple[Parameter, ...]:
+    """A row per field of a configuration dataclass; `rows` has description, minimum, maximum,
+    choices, as far as there are such.
+    """
     fields = {field.name: field.default for field in dataclasses.fields(cls)}
     if fields.keys() != rows.keys():
         raise TypeError(f"{cls.__name__} and its table differ in {fields.keys() ^ rows.keys()}.")
-    return tuple(
-        Parameter(prefix + name, fields[name], description, minimum, maximum)
-        for name, (description, minimum, maximum) in rows.items()
-    )
+    return tuple(Parameter(prefix + name, fields[name], *row) for name, row in rows.items())
 
 
 def to_dataclass(cls: type[T], prefix: str, values: Mapping[str, Value]) -> T:

@@ -13,17 +13,22 @@ import numpy as np
 
 from oc_perception.tracking.kalman import MotionModel
 
+MOTION_MODELS = ("kalman", "relational", "kalman_walls", "constant_velocity", "hold")
+"""What `motion_model` can be; the last three serve as measures of the first two."""
+
 
 @dataclass(frozen=True)
 class TrackerConfig:
     """Parameters of tracking. `_widths` means image widths; all rates and times are in seconds.
 
-    Motion. Objects on a table slow down (`velocity_decay_per_s`, 0 = constant velocity), are
-    disturbed all the time (`velocity_diffusion_widths`: standard deviation of velocity gained in
-    one second, widths/s) and collide now and then (`collision_rate_per_s`,
-    `collision_speed_widths_per_s`: standard deviation of the velocity jump on each axis). Rare
-    jumps have the covariance of white acceleration noise of density rate x speed^2, which is
-    added. The gate is wide because their tails are not Gaussian.
+    Motion. `motion_model` is one of MOTION_MODELS; `relational` is learned and reads the
+    checkpoint `motion_weights`, the others share the following beliefs. Objects on a table slow
+    down (`velocity_decay_per_s`, 0 = constant velocity), are disturbed all the time
+    (`velocity_diffusion_widths`: standard deviation of velocity gained in one second, widths/s)
+    and collide now and then (`collision_rate_per_s`, `collision_speed_widths_per_s`: standard
+    deviation of the velocity jump on each axis). Rare jumps have the covariance of white
+    acceleration noise of density rate x speed^2, which is added. The gate is wide because their
+    tails are not Gaussian.
 
     Measurement. `measurement_std_widths` of a centroid on each axis: the default is a third of a
     pixel of a mask 64 wide. A box that is suddenly smaller or larger than the track's is half
@@ -44,6 +49,8 @@ class TrackerConfig:
     a precise position says for it, more than the position after a long blackout does.
     """
 
+    motion_model: str = "kalman"
+    motion_weights: str = "relational_tabletop"
     measurement_std_widths: float = 0.3 / 64
     systematic_std_widths: float = 0.01
     occlusion_shift: float = 0.5
@@ -99,8 +106,13 @@ class TrackerConfig:
             "min_existence",
             "min_birth_score",
         }
+        if self.motion_model not in MOTION_MODELS:
+            names = ", ".join(MOTION_MODELS)
+            raise ValueError(f"motion_model {self.motion_model!r} is unknown: choose {names}.")
         for parameter in fields(self):
             value = getattr(self, parameter.name)
+            if isinstance(value, str):
+                continue
             if (
                 not np.isfinite(value)
                 or value < 0
@@ -112,8 +124,8 @@ class TrackerConfig:
         if self.min_existence >= self.birth_existence:
             raise ValueError("min_existence must be below birth_existence, or no track is born.")
 
-    def motion_model(self, image_width_px: float) -> MotionModel:
-        """The motion model in pixels of an image that is `image_width_px` wide."""
+    def kalman(self, image_width_px: float) -> MotionModel:
+        """The Kalman filter's model in pixels of an image that is `image_width_px` wide."""
         density = (
             self.velocity_diffusion_widths**2
             + self.collision_rate_per_s * self.collision_speed_widths_per_s**2

@@ -17,6 +17,7 @@ def born(
     matched: np.ndarray,
     first_id: int,
     appearance_dimensions: int,
+    memory_size: int,
     image_width: float,
     stamp_ns: int,
 ) -> TrackTable:
@@ -39,6 +40,7 @@ def born(
         labels=seen.labels[new],
         appearances=seen.appearances[new].reshape(count, appearance_dimensions),
         appearance_counts=np.ones(count),
+        memories=np.zeros((count, memory_size)),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from oc_perception.tracking.kalman import MotionModel
 from oc_perception.tracking.table import TrackTable
 from oc_perception.types import UNLABELLED, Track, TrackState, Trajectory, TrajectoryMode
 
@@ -53,12 +52,13 @@ def describe(tracks: TrackTable, states: np.ndarray) -> tuple[Track, ...]:
 
 
 def trajectories(
-    tracks: TrackTable, states: np.ndarray, motion: MotionModel, horizon_s: np.ndarray
+    tracks: TrackTable,
+    states: np.ndarray,
+    times_s: np.ndarray,
+    means: np.ndarray,
+    covariances: np.ndarray,
 ) -> tuple[Trajectory, ...]:
-    """Where each row will be after the times `horizon_s` `(K,)`."""
-    means, covariances = motion.predict(
-        tracks.means[:, None], tracks.covariances[:, None], horizon_s
-    )
+    """One per row; `means` `(N, K, 4)` and `covariances` `(N, K, 4, 4)` after `times_s` `(K,)`."""
     sizes = np.broadcast_to(tracks.sizes[:, None], (*means.shape[:2], 2))
     boxes = np.concatenate([means[..., :2], sizes], -1)
     spreads = covariances[..., [0, 0, 1], [0, 1, 1]]
@@ -66,7 +66,7 @@ def trajectories(
         Trajectory(
             track_id=int(tracks.ids[i]),
             track_state=TrackState(states[i]),
-            modes=(TrajectoryMode(1.0, horizon_s, boxes[i], spreads[i]),),
+            modes=(TrajectoryMode(1.0, times_s, boxes[i], spreads[i]),),
         )
         for i in range(len(tracks))
     )

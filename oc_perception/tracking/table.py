@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from oc_perception.tracking.motion import Belief
 from oc_perception.types import Detection
 
 
@@ -26,6 +27,7 @@ class TrackTable:
     labels: np.ndarray  # (N,) int64, UNLABELLED where not matched in the last observation
     appearances: np.ndarray  # (N, D) means
     appearance_counts: np.ndarray  # (N,)
+    memories: np.ndarray  # (N, S) what the motion model wrote down, 0 at birth
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,7 +45,7 @@ class TrackTable:
         )
 
     @classmethod
-    def empty(cls, appearance_dimensions: int = 0) -> TrackTable:
+    def empty(cls) -> TrackTable:
         """No tracks."""
         whole = np.zeros(0, np.int64)
         real = np.zeros(0)
@@ -58,15 +60,33 @@ class TrackTable:
             hits=whole,
             last_seen_ns=whole,
             labels=whole,
-            appearances=np.zeros((0, appearance_dimensions)),
+            appearances=np.zeros((0, 0)),
             appearance_counts=real,
+            memories=np.zeros((0, 0)),
         )
 
-    def with_rows(self, rows: np.ndarray, new: TrackTable) -> TrackTable:
-        """This table with `new` in place of `rows`."""
-        order = np.arange(len(self))
-        order[rows] = len(self) + np.arange(len(new))
-        return self.joined(new)[order]
+    @property
+    def belief(self) -> Belief:
+        """What a motion model sees of the tracks: these arrays themselves."""
+        embeddings = self.appearances[:, :-2]  # without the log size
+        return Belief(self.means, self.covariances, self.sizes, embeddings, self.memories)
+
+    def moved(self, belief: Belief) -> TrackTable:
+        """These tracks where `belief` has them."""
+        return replace(
+            self,
+            means=belief.means,
+            covariances=belief.covariances,
+            memories=belief.memories,
+        )
+
+    def with_rows(self, rows: np.ndarray, **columns: np.ndarray) -> TrackTable:
+        """This table with new values in `rows` of some columns."""
+        changed = {}
+        for name, values in columns.items():
+            changed[name] = getattr(self, name).copy()
+            changed[name][rows] = values
+        return replace(self, **changed)
 
     def rescaled(self, old: tuple[int, int], new: tuple[int, int]) -> TrackTable:
         """In the pixels of an image of size `new` `(height, width)` instead of `old`."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from oc_perception.tracking import kalman
 from oc_perception.tracking.association import (
     AppearanceModel,
     assign,
@@ -24,6 +23,7 @@ from oc_perception.tracking.association import (
 )
 from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.life_cycle import born, expired, missed
+from oc_perception.tracking.motion import MotionModel, create_motion_model
 from oc_perception.tracking.output import describe, track_states, trajectories
 from oc_perception.tracking.stamps import check_stamp
 from oc_perception.tracking.table import Observations, TrackTable
@@ -57,10 +57,17 @@ class TrackerState:
 
 
 class Tracker:
-    """Detections in, identities with states, covariances and predicted trajectories out."""
+    """Detections in, identities with states, covariances and predicted trajectories out.
 
-    def __init__(self, config: TrackerConfig | None = None) -> None:
+    `motion` overrides the motion model that `config` names. Raises ValueError where that one
+    cannot be loaded.
+    """
+
+    def __init__(
+        self, config: TrackerConfig | None = None, motion: MotionModel | None = None
+    ) -> None:
         self.config = config or TrackerConfig()
+        self.motion = motion or create_motion_model(self.config)
         self._gate = chi_square_gate(self.config.gate_probability)
         steps = round(self.config.horizon_s / self.config.horizon_step_s)
         self._horizon_s = self.config.horizon_step_s * np.arange(1, steps + 1)
@@ -115,12 +122,13 @@ class Tracker:
     def _step_blind(
         self, state: TrackerState, stamp_ns: int, sensor_state: SensorState
     ) -> tuple[TrackerState, TrackOutput]:
+        state = self._remembering(state)
         predicted = self._predicted(state, stamp_ns)
         predicted = replace(predicted, labels=np.full(len(predicted), UNLABELLED))
         gone = expired(self.config, predicted, stamp_ns)
         lost = predicted[gone & ~np.isin(predicted.ids, state.reported_lost)]
         state = replace(state, reported_lost=state.reported_lost + tuple(lost.ids.tolist()))
-        return state, self._output(state, predicted[~gone], lost, stamp_ns, sensor_state)
+        return state, self._output(state, predicted, ~gone, lost, stamp_ns, sensor_state)
 
     def _step_observed(
         self, state: TrackerState, segmentation: Segmentation, stamp_ns: int
@@ -138,14 +146,32 @@ class Tracker:
         noises = self._measurement_noise(tracks, seen, width)
         rows, columns, evidence = self._associate(state, tracks, seen, noises, dt_s)
         tracks = missed(config, tracks, rows, state.image_size, dt_s)
+        if len(tracks):
+            belief = self.motion.update(
+                tracks.belief,
+                state.image_size,
+                rows,
+                seen.positions[columns],
+                noises[rows, columns],
+            )
+            tracks = tracks.moved(belief)
         tracks, appearance = self._matched(
-            state, tracks, rows, seen, columns, noises, evidence, dt_s, stamp_ns
+            state, tracks, rows, seen, columns, evidence, dt_s, stamp_ns
         )
         gone = expired(config, tracks, stamp_ns)
         lost, tracks = lost.joined(tracks[gone]), tracks[~gone]
 
         dimensions = tracks.appearances.shape[1]
-        new = born(config, seen, columns, state.next_id, dimensions, width, stamp_ns)
+        new = born(
+            config,
+            seen,
+            columns,
+            state.next_id,
+            dimensions,
+            self.motion.memory_size,
+            width,
+            stamp_ns,
+        )
         lost = lost[~np.isin(lost.ids, state.reported_lost)]
         state = replace(
             state,
@@ -155,9 +181,18 @@ class Tracker:
             appearance=appearance,
             reported_lost=(),
         )
-        return state, self._output(state, state.tracks, lost, stamp_ns, SensorState.OK)
+        everything = np.ones(len(state.tracks), bool)
+        output = self._output(state, state.tracks, everything, lost, stamp_ns, SensorState.OK)
+        return state, output
 
     # Parts of a step
+
+    def _remembering(self, state: TrackerState) -> TrackerState:
+        """The state with memories that fit the motion model, should that have changed."""
+        tracks, size = state.tracks, self.motion.memory_size
+        if tracks.memories.shape[1] == size:
+            return state
+        return replace(state, tracks=replace(tracks, memories=np.zeros((len(tracks), size))))
 
     def _fitted(
         self, state: TrackerState, segmentation: Segmentation, seen: Observations
@@ -166,6 +201,7 @@ class Tracker:
         changed.
         """
         config = self.config
+        state = self._remembering(state)
         size = state.image_size
         if segmentation.label_image is not None:
             size = segmentation.label_image.shape[:2]
@@ -195,12 +231,9 @@ class Tracker:
         if not len(tracks):
             return tracks
         dt_s = (stamp_ns - state.anchor_ns) * 1e-9
-        motion = self.config.motion_model(state.image_size[1])
-        means, covariances = motion.predict(tracks.means, tracks.covariances, dt_s)
+        belief = self.motion.predict(tracks.belief, state.image_size, dt_s)
         survival = np.exp(-dt_s / self.config.lifetime_s)
-        return replace(
-            tracks, means=means, covariances=covariances, existence=tracks.existence * survival
-        )
+        return replace(tracks.moved(belief), existence=tracks.existence * survival)
 
     def _measurement_noise(
         self, tracks: TrackTable, seen: Observations, width: float
@@ -249,66 +282,74 @@ class Tracker:
         rows: np.ndarray,
         seen: Observations,
         columns: np.ndarray,
-        noises: np.ndarray,
         evidence: np.ndarray,
         dt_s: float,
         stamp_ns: int,
     ) -> tuple[TrackTable, AppearanceModel | None]:
-        """Update the tracks in `rows` with the detections in `columns`."""
+        """What else than motion the tracks in `rows` learn from the detections in `columns`."""
         config = self.config
         if not len(rows):
             return tracks, state.appearance
-        matched = tracks[rows]
-        means, covariances = kalman.update(
-            matched.means, matched.covariances, seen.positions[columns], noises[rows, columns]
-        )
         appearance, looks, counts = state.appearance.learn(
-            matched.appearances,
-            matched.appearance_counts,
+            tracks.appearances[rows],
+            tracks.appearance_counts[rows],
             seen.appearances[columns],
             config.appearance_memory_frames,
             20 * config.appearance_memory_frames,
         )
         blend = -np.expm1(-dt_s / config.size_smoothing_s)
-        alive = matched.existence * np.exp(np.minimum(evidence, 50.0))
-        hits = matched.hits + 1
-        updated = replace(
-            matched,
-            means=means,
-            covariances=covariances,
-            sizes=matched.sizes + blend * (seen.sizes[columns] - matched.sizes),
-            existence=alive / (alive + 1 - matched.existence),
-            confirmed=matched.confirmed | (hits >= config.confirm_hits),
+        sizes, existence = tracks.sizes[rows], tracks.existence[rows]
+        alive = existence * np.exp(np.minimum(evidence, 50.0))
+        hits = tracks.hits[rows] + 1
+        tracks = tracks.with_rows(
+            rows,
+            sizes=sizes + blend * (seen.sizes[columns] - sizes),
+            existence=alive / (alive + 1 - existence),
+            confirmed=tracks.confirmed[rows] | (hits >= config.confirm_hits),
             hits=hits,
-            last_seen_ns=np.full(len(rows), stamp_ns),
+            last_seen_ns=stamp_ns,
             labels=seen.labels[columns],
             appearances=looks,
             appearance_counts=counts,
         )
-        return tracks.with_rows(rows, updated), appearance
+        return tracks, appearance
 
     def _output(
         self,
         state: TrackerState,
         tracks: TrackTable,
+        kept: np.ndarray,
         lost: TrackTable,
         stamp_ns: int,
         sensor_state: SensorState,
     ) -> TrackOutput:
-        states = track_states(tracks)
-        if len(tracks):
-            systematic = (self.config.systematic_std_widths * state.image_size[1]) ** 2
-            added = np.diag([systematic, systematic, 0.0, 0.0])
-            tracks = replace(tracks, covariances=tracks.covariances + added)
+        """What is said at `stamp_ns` of `tracks`, those of `state` moved there; `kept` says which
+        of them exist.
+        """
         futures: tuple[Trajectory, ...] = ()
-        if len(tracks) and len(self._horizon_s):
-            motion = self.config.motion_model(state.image_size[1])
-            futures = trajectories(tracks, states, motion, self._horizon_s)
+        states, described = track_states(tracks)[kept], tracks[kept]
+        if len(described):
+            variance = (self.config.systematic_std_widths * state.image_size[1]) ** 2
+            systematic = np.diag([variance, variance, 0.0, 0.0])
+            described = replace(described, covariances=described.covariances + systematic)
+        if len(described) and len(self._horizon_s):
+            # From the anchor and of all tracks, as `tracks` themselves: a motion model may keep
+            # what it computed for them, and objects may act on one another.
+            elapsed_s = (stamp_ns - state.anchor_ns) * 1e-9
+            means, covariances = self.motion.forecast(
+                state.tracks.belief, state.image_size, elapsed_s + self._horizon_s
+            )
+            futures = trajectories(
+                described, states, self._horizon_s, means[kept], covariances[kept] + systematic
+            )
         return TrackOutput(
             stamp_ns=stamp_ns,
             source_stamp_ns=state.anchor_ns,
             session=state.session,
             sensor_state=sensor_state,
-            tracks=describe(tracks, states) + describe(lost, np.full(len(lost), TrackState.LOST)),
+            tracks=(
+                *describe(described, states),
+                *describe(lost, np.full(len(lost), TrackState.LOST)),
+            ),
             trajectories=futures,
         )

@@ -536,7 +536,7 @@ def test_trajectories_follow_from_the_state_with_constant_size():
     (mode,) = trajectory.modes
     assert (trajectory.track_id, trajectory.track_state, mode.probability) == (1, CONFIRMED, 1.0)
     np.testing.assert_allclose(mode.times_s, [0.25, 0.5])
-    motion = config.motion_model(640)
+    motion = config.kalman(640)
     state = np.concatenate([track.box[:2], track.velocity])
     for j, dt in enumerate(mode.times_s):
         mean, covariance = motion.predict(state, track.covariance, dt)
@@ -564,7 +564,7 @@ def test_uncertainty_grows_while_blind_and_falls_when_seen():
 
 def simulate(config, rng, frames, width=640):
     """An object that moves and is measured as the tracker believes: states, positions."""
-    motion = config.motion_model(width)
+    motion = config.kalman(width)
     kick = np.linalg.cholesky(motion.process_noise(PERIOD_NS * 1e-9))
     state = np.concatenate(
         [(320, 240), rng.normal(0, config.initial_speed_widths_per_s * width, 2)]
@@ -629,5 +629,5 @@ def test_collision_noise_has_the_covariance_of_random_velocity_jumps():
     owner = np.repeat(np.arange(runs), counts)
     moved = np.bincount(owner, response[:, 0, 2] * jumps, runs)
     gained = np.bincount(owner, response[:, 2, 2] * jumps, runs)
-    expected = config.motion_model(1.0).process_noise(duration)[np.ix_([0, 2], [0, 2])]
+    expected = config.kalman(1.0).process_noise(duration)[np.ix_([0, 2], [0, 2])]
     np.testing.assert_allclose(np.cov(moved, gained), expected, rtol=0.05)
