@@ -13,6 +13,7 @@ root=$PWD
 venv=$root/.venv
 
 TORCH=2.13.0
+TRACKEVAL=1.3.0
 
 # A sourced ROS installation must not mix with the wheels.
 unset PYTHONPATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH PYTHONHOME \
@@ -130,6 +131,11 @@ packages() {
         fail "pip could not install the packages; the whole output is in log/setup_packages.log.
 A package index must be reachable. Behind a proxy or a mirror set HTTPS_PROXY or PIP_INDEX_URL,
 then call make again."
+    # Not with the others: it would bring an OpenCV with windows, which overwrites the headless one.
+    # The tests need none of what is left out.
+    run_step "Installing trackeval" setup_trackeval.log "$venv/bin/python" -m pip install \
+        --disable-pip-version-check --progress-bar off --no-deps "trackeval==$TRACKEVAL" ||
+        fail "pip could not install trackeval; the whole output is in log/setup_trackeval.log."
     run_step "Repairing CMake paths" setup_repair.log \
         "$venv/bin/python" scripts/repair_cmake_paths.py
 }
