@@ -103,8 +103,11 @@ def update(
 def inverse_2x2(matrix: np.ndarray) -> np.ndarray:
     """Inverse of positive definite `(..., 2, 2)` matrices."""
     a, b, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 1]
-    adjugate = np.stack([np.stack([d, -b], -1), np.stack([-b, a], -1)], -2)
-    return adjugate / (a * d - b * b)[..., None, None]
+    inverse = np.empty_like(matrix)
+    inverse[..., 0, 0], inverse[..., 1, 1] = d, a
+    inverse[..., 0, 1] = inverse[..., 1, 0] = -b
+    inverse /= (a * d - b * b)[..., None, None]
+    return inverse
 
 
 def _symmetric(matrix: np.ndarray) -> np.ndarray:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from oc_perception.tracking.config import TrackerConfig
@@ -15,17 +13,20 @@ def born(
     config: TrackerConfig,
     seen: Observations,
     matched: np.ndarray,
+    tracks: TrackTable,
     first_id: int,
-    appearance_dimensions: int,
-    memory_size: int,
     image_width: float,
     stamp_ns: int,
 ) -> TrackTable:
-    """Tracks, at rest in the mean, of the detections that are not in `matched` (their numbers)."""
+    """Tracks, at rest in the mean, of the detections that are not in `matched` (their numbers); to
+    be joined to `tracks`.
+    """
     unused = seen.scores >= config.min_birth_score
     unused[matched] = False
     new = np.flatnonzero(unused)
     count = len(new)
+    if not count:
+        return tracks[:0]
     stds = np.repeat([config.measurement_std_widths, config.initial_speed_widths_per_s], 2)
     return TrackTable(
         ids=first_id + np.arange(count),
@@ -38,9 +39,9 @@ def born(
         hits=np.ones(count, np.int64),
         last_seen_ns=np.full(count, stamp_ns),
         labels=seen.labels[new],
-        appearances=seen.appearances[new].reshape(count, appearance_dimensions),
+        appearances=seen.appearances[new],
         appearance_counts=np.ones(count),
-        memories=np.zeros((count, memory_size)),
+        memories=np.zeros((count, tracks.memories.shape[1])),
     )
 
 
@@ -68,7 +69,7 @@ def missed(
     existence = alive / (alive + 1 - tracks.existence)
     unseen = np.ones(len(tracks), bool)
     unseen[matched] = False
-    return replace(tracks, existence=np.where(unseen, existence, tracks.existence))
+    return tracks.with_columns(existence=np.where(unseen, existence, tracks.existence))
 
 
 def expired(config: TrackerConfig, tracks: TrackTable, stamp_ns: int) -> np.ndarray:

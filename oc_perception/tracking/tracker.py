@@ -124,11 +124,10 @@ class Tracker:
     ) -> tuple[TrackerState, TrackOutput]:
         state = self._remembering(state)
         predicted = self._predicted(state, stamp_ns)
-        predicted = replace(predicted, labels=np.full(len(predicted), UNLABELLED))
         gone = expired(self.config, predicted, stamp_ns)
-        lost = predicted[gone & ~np.isin(predicted.ids, state.reported_lost)]
+        lost = _unreported(state, predicted[gone])
         state = replace(state, reported_lost=state.reported_lost + tuple(lost.ids.tolist()))
-        return state, self._output(state, predicted, ~gone, lost, stamp_ns, sensor_state)
+        return state, self._output(state, predicted, gone, lost, stamp_ns, sensor_state)
 
     def _step_observed(
         self, state: TrackerState, segmentation: Segmentation, stamp_ns: int
@@ -138,41 +137,23 @@ class Tracker:
         state = self._fitted(state, segmentation, seen)
         dt_s = (stamp_ns - state.anchor_ns) * 1e-9 if state.anchor_ns else 0.0
         tracks = self._predicted(state, stamp_ns)
-        tracks = replace(tracks, ages=tracks.ages + 1, labels=np.full(len(tracks), UNLABELLED))
-        gone = expired(config, tracks, stamp_ns)
-        lost, tracks = tracks[gone], tracks[~gone]
+        tracks = tracks.with_columns(ages=tracks.ages + 1)
+        tracks, lost_before = tracks.split(expired(config, tracks, stamp_ns))
 
-        width = state.image_size[1]
-        noises = self._measurement_noise(tracks, seen, width)
+        noises = self._measurement_noise(tracks, seen, state.image_size[1])
         rows, columns, evidence = self._associate(state, tracks, seen, noises, dt_s)
         tracks = missed(config, tracks, rows, state.image_size, dt_s)
         if len(tracks):
-            belief = self.motion.update(
-                tracks.belief,
-                state.image_size,
-                rows,
-                seen.positions[columns],
-                noises[rows, columns],
-            )
+            at, noises = seen.positions[columns], noises[rows, columns]
+            belief = self.motion.update(tracks.belief, state.image_size, rows, at, noises)
             tracks = tracks.moved(belief)
         tracks, appearance = self._matched(
             state, tracks, rows, seen, columns, evidence, dt_s, stamp_ns
         )
-        gone = expired(config, tracks, stamp_ns)
-        lost, tracks = lost.joined(tracks[gone]), tracks[~gone]
+        tracks, lost = tracks.split(expired(config, tracks, stamp_ns))
 
-        dimensions = tracks.appearances.shape[1]
-        new = born(
-            config,
-            seen,
-            columns,
-            state.next_id,
-            dimensions,
-            self.motion.memory_size,
-            width,
-            stamp_ns,
-        )
-        lost = lost[~np.isin(lost.ids, state.reported_lost)]
+        new = born(config, seen, columns, tracks, state.next_id, state.image_size[1], stamp_ns)
+        lost = _unreported(state, lost_before.joined(lost))
         state = replace(
             state,
             anchor_ns=stamp_ns,
@@ -181,8 +162,8 @@ class Tracker:
             appearance=appearance,
             reported_lost=(),
         )
-        everything = np.ones(len(state.tracks), bool)
-        output = self._output(state, state.tracks, everything, lost, stamp_ns, SensorState.OK)
+        none = np.zeros(len(state.tracks), bool)
+        output = self._output(state, state.tracks, none, lost, stamp_ns, SensorState.OK)
         return state, output
 
     # Parts of a step
@@ -192,7 +173,8 @@ class Tracker:
         tracks, size = state.tracks, self.motion.memory_size
         if tracks.memories.shape[1] == size:
             return state
-        return replace(state, tracks=replace(tracks, memories=np.zeros((len(tracks), size))))
+        tracks = tracks.with_columns(memories=np.zeros((len(tracks), size)))
+        return replace(state, tracks=tracks)
 
     def _fitted(
         self, state: TrackerState, segmentation: Segmentation, seen: Observations
@@ -218,22 +200,25 @@ class Tracker:
             appearance = AppearanceModel.prior(
                 dimensions, config.appearance_prior_variance, config.appearance_prior_count
             )
-            tracks = replace(
-                tracks,
+            tracks = tracks.with_columns(
                 appearances=np.zeros((len(tracks), dimensions)),
                 appearance_counts=np.zeros(len(tracks)),
             )
         return replace(state, image_size=tuple(size), tracks=tracks, appearance=appearance)
 
     def _predicted(self, state: TrackerState, stamp_ns: int) -> TrackTable:
-        """Tracks at `stamp_ns`; survival, like motion, depends on elapsed time only."""
+        """Tracks at `stamp_ns`, unseen; survival, like motion, depends on elapsed time only."""
         tracks = state.tracks
         if not len(tracks):
             return tracks
         dt_s = (stamp_ns - state.anchor_ns) * 1e-9
         belief = self.motion.predict(tracks.belief, state.image_size, dt_s)
         survival = np.exp(-dt_s / self.config.lifetime_s)
-        return replace(tracks.moved(belief), existence=tracks.existence * survival)
+        return tracks.moved(
+            belief,
+            existence=tracks.existence * survival,
+            labels=np.full(len(tracks), UNLABELLED),
+        )
 
     def _measurement_noise(
         self, tracks: TrackTable, seen: Observations, width: float
@@ -318,20 +303,21 @@ class Tracker:
         self,
         state: TrackerState,
         tracks: TrackTable,
-        kept: np.ndarray,
+        gone: np.ndarray,
         lost: TrackTable,
         stamp_ns: int,
         sensor_state: SensorState,
     ) -> TrackOutput:
-        """What is said at `stamp_ns` of `tracks`, those of `state` moved there; `kept` says which
-        of them exist.
+        """What is said at `stamp_ns` of `tracks`, which are those of `state` moved there; `gone`
+        says which of them are lost, `lost` which to report as such.
         """
         futures: tuple[Trajectory, ...] = ()
-        states, described = track_states(tracks)[kept], tracks[kept]
+        described, _ = tracks.split(gone)
+        states = track_states(described)
         if len(described):
             variance = (self.config.systematic_std_widths * state.image_size[1]) ** 2
             systematic = np.diag([variance, variance, 0.0, 0.0])
-            described = replace(described, covariances=described.covariances + systematic)
+            described = described.with_columns(covariances=described.covariances + systematic)
         if len(described) and len(self._horizon_s):
             # From the anchor and of all tracks, as `tracks` themselves: a motion model may keep
             # what it computed for them, and objects may act on one another.
@@ -339,9 +325,8 @@ class Tracker:
             means, covariances = self.motion.forecast(
                 state.tracks.belief, state.image_size, elapsed_s + self._horizon_s
             )
-            futures = trajectories(
-                described, states, self._horizon_s, means[kept], covariances[kept] + systematic
-            )
+            means, covariances = means[~gone], covariances[~gone] + systematic
+            futures = trajectories(described, states, self._horizon_s, means, covariances)
         return TrackOutput(
             stamp_ns=stamp_ns,
             source_stamp_ns=state.anchor_ns,
@@ -353,3 +338,10 @@ class Tracker:
             ),
             trajectories=futures,
         )
+
+
+def _unreported(state: TrackerState, lost: TrackTable) -> TrackTable:
+    """Those of `lost` that no blind step has reported."""
+    if not len(lost) or not state.reported_lost:
+        return lost
+    return lost[~np.isin(lost.ids, state.reported_lost)]
