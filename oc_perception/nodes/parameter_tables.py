@@ -230,6 +230,12 @@ TRACKING = (
                 0.0,
                 10.0,
             ),
+            "exit_probability": (
+                "How likely an object whose prediction leaves the view has left, rather than "
+                "turned back at its border.",
+                0.0,
+                1.0,
+            ),
             "clock_reset_threshold_s": (
                 "A stamp further back than this starts a new session, one less far is late.",
                 0.0,

@@ -40,7 +40,9 @@ class TrackerConfig:
     Existence. Missed detections follow each other, so a miss is weighed by the observed time it
     stands for: evidence `1 - detection_probability` per `miss_correlation_s`, never more for one
     frame. Time without frames only counts against `lifetime_s` and `max_coast_s`. Outside the view
-    (by `view_margin_widths`) each frame weighs in full.
+    (by `view_margin_widths`) each frame weighs in full, and while nothing is seen existence falls
+    as the belief moves out: `exit_probability` is how likely an object that reaches the border
+    leaves there (0: a closed box; 1: an open scene, where tracks of leavers are lost while blind).
 
     Appearance (embedding and log size) is a Gaussian per track whose variance is learned online,
     starting from `appearance_prior_variance` with the weight of `appearance_prior_count`
@@ -79,6 +81,7 @@ class TrackerConfig:
     min_existence: float = 0.05
     max_coast_s: float = 3.0
     view_margin_widths: float = 0.02
+    exit_probability: float = 0.25
     clock_reset_threshold_s: float = 1.0
 
     horizon_s: float = 1.0
@@ -96,6 +99,7 @@ class TrackerConfig:
             "appearance_weight",
             "appearance_limit",
             "view_margin_widths",
+            "exit_probability",
             "clock_reset_threshold_s",
             "horizon_s",
         }
@@ -121,6 +125,8 @@ class TrackerConfig:
                 raise ValueError(f"{parameter.name} must be finite and positive, not {value}.")
             if parameter.name in below_one and value >= 1:
                 raise ValueError(f"{parameter.name} is a probability below 1, not {value}.")
+        if self.exit_probability > 1:
+            raise ValueError(f"exit_probability must be in 0..1, not {self.exit_probability}.")
         if self.min_existence >= self.birth_existence:
             raise ValueError("min_existence must be below birth_existence, or no track is born.")
 

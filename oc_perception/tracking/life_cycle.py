@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import erfc
 
 from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.table import Observations, TrackTable
@@ -56,11 +57,7 @@ def missed(
 
     `dt_s` is the time since the last observation.
     """
-    height, width = image_size
-    margin = config.view_margin_widths * width
-    limit = np.array([width, height]) - 1 + margin
-    position = tracks.means[:, :2]
-    outside = ((position < -margin) | (position > limit)).any(1)
+    outside = (_beyond(config, tracks, image_size) > 0).any(1)
     # Clutter comes and goes from frame to frame: for a tentative track each miss stands for
     # itself.
     weight = np.where(outside | ~tracks.confirmed, 1.0, min(1.0, dt_s / config.miss_correlation_s))
@@ -70,6 +67,37 @@ def missed(
     unseen = np.ones(len(tracks), bool)
     unseen[matched] = False
     return tracks.with_columns(existence=np.where(unseen, existence, tracks.existence))
+
+
+def stayed(
+    config: TrackerConfig, before: TrackTable, after: TrackTable, image_size: tuple[int, int]
+) -> np.ndarray:
+    """Probability `(N,)` that objects did not leave the view unseen on the way from `before` to
+    `after`, two beliefs about the same rows.
+
+    A belief is out of the view as far as its mean lies beyond the border, in standard deviations:
+    a wide belief about an object inside says that little is known, not that it has left. Over
+    several steps outwards the product is that of one long step.
+    """
+    if not _beyond(config, after, image_size).any():
+        return np.ones(len(after))
+    now, then = (_inside(config, tracks, image_size) for tracks in (after, before))
+    return np.minimum(1.0, now / np.maximum(then, 1e-12))
+
+
+def _inside(config: TrackerConfig, tracks: TrackTable, image_size: tuple[int, int]) -> np.ndarray:
+    """Probability `(N,)` that objects have not left the view on their way to where they are."""
+    variances = tracks.covariances[:, [0, 1], [0, 1]]
+    reached = erfc(_beyond(config, tracks, image_size) / np.sqrt(2 * variances)).prod(1)
+    return 1 - config.exit_probability * (1 - reached)
+
+
+def _beyond(config: TrackerConfig, tracks: TrackTable, image_size: tuple[int, int]) -> np.ndarray:
+    """How far `(N, 2)` px means lie outside the view and its margin, 0 inside."""
+    margin = config.view_margin_widths * image_size[1]
+    last = np.array(image_size[::-1]) - 1
+    position = tracks.means[:, :2]
+    return np.maximum(np.maximum(-position, position - last) - margin, 0.0)
 
 
 def expired(config: TrackerConfig, tracks: TrackTable, stamp_ns: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from oc_perception.tracking.association import (
     position_log_likelihood,
 )
 from oc_perception.tracking.config import TrackerConfig
-from oc_perception.tracking.life_cycle import born, expired, missed
+from oc_perception.tracking.life_cycle import born, expired, missed, stayed
 from oc_perception.tracking.motion import MotionModel, create_motion_model
 from oc_perception.tracking.output import describe, track_states, trajectories
 from oc_perception.tracking.stamps import check_stamp
@@ -213,12 +213,10 @@ class Tracker:
             return tracks
         dt_s = (stamp_ns - state.anchor_ns) * 1e-9
         belief = self.motion.predict(tracks.belief, state.image_size, dt_s)
+        moved = tracks.moved(belief, labels=np.full(len(tracks), UNLABELLED))
         survival = np.exp(-dt_s / self.config.lifetime_s)
-        return tracks.moved(
-            belief,
-            existence=tracks.existence * survival,
-            labels=np.full(len(tracks), UNLABELLED),
-        )
+        survival = survival * stayed(self.config, tracks, moved, state.image_size)
+        return moved.with_columns(existence=tracks.existence * survival)
 
     def _measurement_noise(
         self, tracks: TrackTable, seen: Observations, width: float
