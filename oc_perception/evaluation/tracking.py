@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -234,6 +234,23 @@ def agreement(
             blind.append(is_blind)
     errors, distances, blind = np.array(errors), np.array(distances), np.array(blind, bool)
     return Agreement(errors, distances), Agreement(errors[blind], distances[blind])
+
+
+def ghosts(
+    truths: Sequence[Truth], outputs: Sequence[TrackOutput], gate_px: float = GATE_PX
+) -> np.ndarray:
+    """How many confirmed or coasting tracks of each output follow nothing that is there: `(T,)`.
+
+    An object that is hidden is there, and has one track at most: a second one on it is a ghost.
+    `truths` are in the order of their stamps; NaN for an output outside them, or without them.
+    """
+    present = [replace(truth, visible=np.ones(len(truth.ids), bool)) for truth in truths]
+    counts = np.full(len(outputs), np.nan)
+    for i, output in enumerate(outputs):
+        if truths and truths[0].stamp_ns <= output.stamp_ns <= truths[-1].stamp_ns:
+            positions = truth_at(present, output.stamp_ns)
+            counts[i] = len(_reported(output)) - len(match(positions, output, gate_px))
+    return counts
 
 
 def _reported(output: TrackOutput) -> list[Track]:

@@ -9,6 +9,7 @@ from oc_perception.evaluation.tracking import (
     Recovery,
     Truth,
     agreement,
+    ghosts,
     identity_recovery,
     match,
     truth_at,
@@ -172,3 +173,28 @@ def test_truth_read_from_tracks_takes_confirmed_for_visible():
     hidden = Truth.from_tracks(make_output(3, {4: (1, 2)}, state=TrackState.COASTING))
     assert hidden.visible_positions() == {} and list(hidden.ids) == [4]
     assert Truth.from_tracks(make_output(3, {})).positions.shape == (0, 2)
+
+
+def test_ghosts_are_tracks_of_nothing_that_is_there():
+    truths = [make_truth(f, {1: (100, 100), 2: (300, 100)}, hidden=(2,)) for f in range(1, 4)]
+    tracks = {11: (101, 100), 12: (300, 103)}
+    outputs = [
+        make_output(1, tracks, state=TrackState.COASTING),
+        make_output(1.5, {**tracks, 13: (105, 100)}),  # a second one on object 1
+        make_output(2, {**tracks, 13: (500, 100), 14: (300, 145)}),
+        make_output(3, {**tracks, 13: (500, 100)}, state=TrackState.TENTATIVE),
+        make_output(3, {}),
+    ]
+    np.testing.assert_array_equal(ghosts(truths, outputs), [0, 1, 2, 0, 0])
+    assert ghosts(truths, outputs, gate_px=2)[0] == 1
+    assert ghosts(truths, outputs[2:3], gate_px=46)[0] == 2
+    left = [*truths, make_truth(4, {1: (100, 100)})]
+    np.testing.assert_array_equal(ghosts(left, [make_output(4, tracks)]), [1])
+
+
+def test_ghosts_are_unknown_where_there_is_no_truth():
+    truths = [make_truth(f, {1: (100, 100)}) for f in range(1, 3)]
+    outputs = [make_output(f, {11: (500, 100)}) for f in range(4)]
+    np.testing.assert_array_equal(ghosts(truths, outputs), [np.nan, 1, 1, np.nan])
+    np.testing.assert_array_equal(ghosts([], outputs[:1]), [np.nan])
+    assert ghosts(truths, []).shape == (0,)
