@@ -49,6 +49,7 @@ def _draw_frames(world: World, model: nn.Module) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+@torch.inference_mode()
 def _illustrate(model: nn.Module, world: World, path: Path) -> None:
     frames = world.sample(*model.frame_size).images
     _, decomposition = model.step(model.initial_state(len(frames)), frames)

@@ -16,7 +16,6 @@ Several processes: `torchrun --nproc-per-node N -m oc_perception.cli train ...`,
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,16 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
-from oc_perception.configuration import ConfigurationError, from_mapping, read_yaml, to_mapping
+from oc_perception.configuration import ConfigurationError, to_mapping
 from oc_perception.evaluation.provenance import provenance
 from oc_perception.models.registry import create_model, save_checkpoint, task_of
 from oc_perception.training.diagnosis import first_non_finite
 from oc_perception.training.interruption import HeldSignals
+from oc_perception.training.optimization import create_optimizer, follow, learning_rate
 from oc_perception.training.parallel import ProcessGroup, process_group
-from oc_perception.training.recipe import Recipe, TrainingConfig
+from oc_perception.training.recipe import Recipe
+from oc_perception.training.run_directory import RunDirectory
 from oc_perception.training.table import Table
 from oc_perception.training.tasks import TASKS
 from oc_perception.worlds.registry import create_world
@@ -47,18 +47,6 @@ _PICTURES = 8
 
 class NonFiniteLoss(ValueError):
     """Training diverged; the last good checkpoint is kept."""
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine from the peak to the final value."""
-    config = recipe.training
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * share))
-    return config.final_learning_rate + cosine * (
-        config.learning_rate - config.final_learning_rate
-    )
 
 
 def train(
@@ -81,7 +69,6 @@ def train(
     last_step = min(config.steps, stop_at_step or config.steps)
     end_s = time.monotonic() + time_limit_s
     with process_group(device) as group:
-        _claim(directory, recipe, group)
         with HeldSignals() as signals:
             run = _Run(recipe, directory, group)
             first_step, saved_s, stopping = run.step, time.monotonic(), False
@@ -113,7 +100,7 @@ def train(
         signals.release()
         if group.is_first and run.step == config.steps:
             run.finish(report)
-    return run.shipped()
+    return run.shipped().eval()
 
 
 class _Run:
@@ -121,7 +108,13 @@ class _Run:
 
     def __init__(self, recipe: Recipe, directory: Path, group: ProcessGroup) -> None:
         config, device = recipe.training, group.device
-        self._recipe, self._directory, self._group = recipe, directory, group
+        if config.shards % group.size:
+            raise ConfigurationError(
+                f"{group.size} processes cannot share training.shards {config.shards} evenly: set"
+                " it to a multiple of their number."
+            )
+        self._recipe, self._group = recipe, group
+        self._directory = RunDirectory(directory, recipe, group)
         torch.manual_seed(config.seed)  # initial weights: torch's initialisers take no generator
         self.model = create_model(recipe.model, **recipe.model_config).to(device)
         self.model.to(memory_format=torch.channels_last)
@@ -129,13 +122,12 @@ class _Run:
         self._average = None
         if config.ema_decay:
             self._average = copy.deepcopy(self.model).requires_grad_(False)
-        self._optimizer = _create_optimizer(config, self.model)
+        self._optimizer = create_optimizer(config, self.model)
         self.step = 0
         self._past_s = self._past_cpu_s = self._others_cpu_s = 0.0
         self._started_s, self._started_cpu_s = time.monotonic(), time.process_time()
-        self._state_path = directory / "state.pt"
-        if self._state_path.is_file():
-            self._load()
+        if state := self._directory.load_state(device):
+            self._resume(state)
         share = config.shards // group.size
         self._shards = range(group.rank * share, (group.rank + 1) * share)
         size = config.batch_size // config.shards
@@ -148,11 +140,7 @@ class _Run:
 
     def shipped(self) -> nn.Module:
         """The model that is evaluated and saved: the average if there is one."""
-        if self._average is None:
-            return self.model
-        for average, value in zip(self._average.buffers(), self.model.buffers(), strict=True):
-            average.copy_(value)
-        return self._average
+        return self.model if self._average is None else self._average
 
     def learn(self, wants_stop: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         """One step: the scalar terms of the loss and the gradient's norm, and whether any of the
@@ -181,11 +169,11 @@ class _Run:
         if not (math.isfinite(terms["loss"]) and math.isfinite(norm)):
             raise self._diverged(terms["loss"], norm)
         for parameters in self._optimizer.param_groups:
-            parameters["lr"] = learning_rate(self._recipe, self.step)
+            parameters["lr"] = learning_rate(config, self.step)
         self._is_updating = True
         self._optimizer.step()
         if self._average is not None:
-            self._follow()
+            follow(self._average, self.model, config.ema_decay, self.step)
         self._batches, self.step = following, self.step + 1
         self._is_updating = False
         return {"gradient_norm": norm, **terms}, stops > 0
@@ -209,15 +197,6 @@ class _Run:
             batches.append(self._task.draw(self._world, self.model))
         return batches
 
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the average towards the weights; the first updates count more, for the initial
-        weights are worth nothing.
-        """
-        decay = min(self._recipe.training.ema_decay, (1 + self.step) / (10 + self.step))
-        averages, values = self._average.parameters(), self.model.parameters()
-        torch._foreach_lerp_(list(averages), list(values), 1 - decay)
-
     def _diverged(self, loss: float, norm: float) -> NonFiniteLoss:
         self._optimizer.zero_grad(set_to_none=True)
         culprit = first_non_finite(self.model, self._losses(self.model.loss))
@@ -234,11 +213,9 @@ class _Run:
 
     def _effort(self) -> dict[str, float]:
         """Duration and CPU time of all processes, over all resumes."""
-        cpu_s = time.process_time() - self._started_cpu_s + self._others_cpu_s
-        return {
-            "elapsed_s": self._past_s + time.monotonic() - self._started_s,
-            "cpu_s": self._past_cpu_s + cpu_s,
-        }
+        elapsed_s = self._past_s + time.monotonic() - self._started_s
+        cpu_s = self._past_cpu_s + time.process_time() - self._started_cpu_s + self._others_cpu_s
+        return {"elapsed_s": round(elapsed_s, 3), "cpu_s": round(cpu_s, 3)}
 
     def save(self) -> None:
         """Write `state.pt` and the checkpoint."""
@@ -249,13 +226,10 @@ class _Run:
             "step": self.step,
             **self._effort(),
         }
-        partial = self._state_path.with_suffix(".part")
-        torch.save(state, partial)
-        partial.replace(self._state_path)
-        save_checkpoint(self.shipped(), self._directory)
+        self._directory.save_state(state)
+        save_checkpoint(self.shipped(), self._directory.path)
 
-    def _load(self) -> None:
-        state = torch.load(self._state_path, map_location=self._group.device, weights_only=True)
+    def _resume(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
@@ -264,46 +238,55 @@ class _Run:
         self._past_s, self._past_cpu_s = state["elapsed_s"], state["cpu_s"]
 
     def evaluate(self, terms: Mapping[str, float]) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Add a line to `log.jsonl`; returns it, and which of the scores in it to show."""
-        scores = _evaluate(self.shipped(), self._recipe, self._directory, self._group.device)
+        """Add a line to `log.jsonl`; returns it, and which of the scores in it to show.
+
+        A score of the same name as a term of the loss is called `fresh_*` there.
+        """
+        recipe, model = self._recipe, self.shipped().eval()
+        scores = self._score(recipe.training.evaluation_scenes, _EVALUATION_SEED)
+        if self._task.illustrate:
+            world = (recipe.world, recipe.world_config, _PICTURES, _EVALUATION_SEED)
+            scenes = create_world(*world, self._group.device)
+            self._task.illustrate(model, scenes, self._directory.path / "samples.png")
+        model.train()
+        scores = {f"fresh_{name}" if name in terms else name: scores[name] for name in scores}
         entry = {
             "step": self.step,
-            **{name: round(value, 1) for name, value in self._effort().items()},
+            **self._effort(),
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             **terms,
             **scores,
         }
-        with (self._directory / "log.jsonl").open("a") as log:
-            log.write(json.dumps(entry) + "\n")
+        self._directory.log(entry)
         return entry, self._task.columns or tuple(scores)
 
     def finish(self, report: Callable[[str], None]) -> None:
         """Round the weights to the precision in which they are shipped, and write them and
         `metrics.json`: what these weights reach on fresh scenes, after which effort.
         """
-        model, recipe, device = self.shipped(), self._recipe, self._group.device
-        effort = {name: round(value, 1) for name, value in self._effort().items()}
+        model, effort = self.shipped().eval(), self._effort()
         model.to(self._task.precision).float()
-        save_checkpoint(model, self._directory, self._task.precision)
-        scores = self._task.evaluate(
-            model.eval(), recipe.world, recipe.world_config, _TEST_SCENES, _TEST_SEED, device
-        )
+        save_checkpoint(model, self._directory.path, self._task.precision)
+        scores = self._score(_TEST_SCENES, _TEST_SEED)
         for name in self._task.columns or scores:
             report(f"{name:>16}  {scores[name]:.4g}")
         record = {
             **scores,
             "scenes": _TEST_SCENES,
             "seed": _TEST_SEED,
-            "world": recipe.world,
+            "world": self._recipe.world,
             "steps": self.step,
             **effort,
             "processes": self._group.size,
             "threads": torch.get_num_threads(),
             **{name: self._provenance[name] for name in ("torch", "machine", "commit")},
-            "recipe": to_mapping(recipe),
+            "recipe": to_mapping(self._recipe),
         }
-        (self._directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-        self._state_path.unlink()
+        self._directory.complete(record)
+
+    def _score(self, scenes: int, seed: int) -> dict[str, float]:
+        world = (self._recipe.world, self._recipe.world_config)
+        return self._task.evaluate(self.shipped(), *world, scenes, seed, self._group.device)
 
 
 class _Readback:
@@ -325,49 +308,7 @@ class _Readback:
         return self._values.tolist()
 
 
-def _create_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(model.parameters(), config.learning_rate)
-    # Fused: five times as fast as one weight after the other, on CPUs too.
-    return torch.optim.Adam(model.parameters(), config.learning_rate, config.betas, fused=True)
-
-
 def _seeds(seed: int, shard: int, step: int) -> tuple[int, int]:
     """What the world and the noise of `loss` are seeded with."""
     world, noise = np.random.SeedSequence((seed, shard, step)).generate_state(2)
     return int(world), int(noise)
-
-
-def _claim(directory: Path, recipe: Recipe, group: ProcessGroup) -> None:
-    """Write `recipe.yaml`, or check that the directory belongs to this recipe."""
-    shards = recipe.training.shards
-    if shards % group.size:
-        raise ConfigurationError(
-            f"{group.size} processes cannot share training.shards {shards} evenly: set it to a"
-            " multiple of their number."
-        )
-    path = directory / "recipe.yaml"
-    if path.is_file() and from_mapping(Recipe, read_yaml(path)) != recipe:
-        raise ConfigurationError(
-            f"{directory} holds a run of another recipe: choose another --output, or resume it"
-            " with the settings in its recipe.yaml."
-        )
-    if (directory / "metrics.json").is_file():
-        raise ConfigurationError(f"The run in {directory} is complete: choose another --output.")
-    group.wait()  # before it is written, every process has looked for it
-    if group.is_first and not path.is_file():
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False))
-
-
-@torch.inference_mode()
-def _evaluate(model: nn.Module, recipe: Recipe, directory: Path, device: str) -> dict[str, float]:
-    task, config = TASKS[task_of(model)], recipe.training
-    world = (recipe.world, recipe.world_config)
-    model.eval()
-    scores = task.evaluate(model, *world, config.evaluation_scenes, _EVALUATION_SEED, device)
-    if task.illustrate:
-        scenes = create_world(*world, _PICTURES, _EVALUATION_SEED, device)
-        task.illustrate(model, scenes, directory / "samples.png")
-    model.train()
-    return scores

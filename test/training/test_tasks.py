@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of motion and tracking are trained as exactly as those of discovery."""
 
+import functools
 import json
 import math
 import os
@@ -164,3 +165,25 @@ def test_the_command_scores_fresh_sequences_of_the_training_world(tmp_path, caps
         assert main([*words, *option]) == 2
         error = capsys.readouterr().err
         assert option[0] in error and len(error.splitlines()) == 1
+
+
+def test_a_score_called_like_a_term_of_the_loss_does_not_hide_it(tmp_path, monkeypatch):
+    score = moving_toys.ToyMotion.score
+    monkeypatch.setattr(
+        moving_toys.ToyMotion, "score", lambda *given: {"halved": score(*given)["error"]}
+    )
+    trainer.train(recipe("motion", evaluate_every=4), tmp_path, report=quiet)
+    (entry,) = log(tmp_path)
+    assert entry["halved"] == pytest.approx(entry["loss"] / 2)
+    assert entry["fresh_halved"] != entry["halved"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["halved"] > 0
+
+
+def test_a_compiled_loss_learns_from_motion_alike(tmp_path, monkeypatch):
+    tracing = functools.partial(torch.compile, backend="eager")  # code generation takes minutes
+    monkeypatch.setattr(torch, "compile", tracing)
+    for compiled in (False, True):
+        plan = recipe("tracking", evaluate_every=1, compile=compiled)
+        trainer.train(plan, tmp_path / str(compiled), report=quiet, stop_at_step=2)
+    plain, traced = log(tmp_path / "False"), log(tmp_path / "True")
+    assert [e["loss"] for e in traced] == pytest.approx([e["loss"] for e in plain], rel=1e-5)

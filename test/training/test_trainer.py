@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from oc_perception.configuration import ConfigurationError, to_mapping
 from oc_perception.models.registry import create_model, load_model
-from oc_perception.training import trainer
+from oc_perception.training import tasks, trainer
+from oc_perception.training.optimization import create_optimizer, learning_rate
 from oc_perception.training.recipe import load_recipe, recipe_names
 
 SETTINGS = [
@@ -67,7 +68,7 @@ def test_an_interrupted_run_is_a_loadable_checkpoint_and_resumes(tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_evaluate", interrupt)
+        patch.setattr(trainer._Run, "evaluate", interrupt)
         with pytest.raises(KeyboardInterrupt):
             trainer.train(recipe(), tmp_path, report=quiet)
     assert load_model(tmp_path).num_slots == recipe().model_config["num_slots"]
@@ -165,7 +166,7 @@ def test_a_compiled_loss_teaches_the_same(tmp_path, monkeypatch):
 def test_shards_that_the_processes_cannot_share_are_refused(tmp_path):
     group = trainer.ProcessGroup(rank=0, size=2, device="cpu")
     with pytest.raises(ConfigurationError, match=r"2 processes cannot share training\.shards 1"):
-        trainer._claim(tmp_path, recipe(), group)
+        trainer._Run(recipe(), tmp_path, group)
 
 
 def test_a_run_leaves_a_log_a_picture_and_a_checkpoint(tmp_path):
@@ -254,7 +255,8 @@ def test_divergence_names_the_module_and_keeps_the_weights_before_it(
         return model
 
     monkeypatch.setattr(trainer, "create_model", poisoned_model)
-    monkeypatch.setattr(trainer, "_evaluate", lambda *_: {"fg_ari": 0.0, "miou": 0.0, "mse": 0.0})
+    monkeypatch.setattr(trainer._Run, "_score", lambda *_: dict(fg_ari=0.0, miou=0.0, mse=0.0))
+    monkeypatch.setattr(tasks, "decomposition_grid", lambda *_: None)
     with pytest.raises(trainer.NonFiniteLoss, match=f"at step 2: .*{culprit}"):
         trainer.train(plan, tmp_path / "bad", report=quiet)
     good, bad = (weights(load_model(tmp_path / name)) for name in ("good", "bad"))
@@ -277,10 +279,10 @@ def test_a_gradient_too_long_for_its_norm_stops_the_run_too(tmp_path, monkeypatc
 
 def test_optimizers_are_those_of_the_recipe():
     model = torch.nn.Linear(2, 2)
-    adam = trainer._create_optimizer(recipe("training.betas=[0.95,0.99]").training, model)
+    adam = create_optimizer(recipe("training.betas=[0.95,0.99]").training, model)
     assert adam.defaults["betas"] == (0.95, 0.99)
     config = recipe("training.optimizer=rmsprop").training
-    assert isinstance(trainer._create_optimizer(config, model), torch.optim.RMSprop)
+    assert isinstance(create_optimizer(config, model), torch.optim.RMSprop)
 
 
 def test_rows_of_the_table_are_aligned_below_one_header(tmp_path):
@@ -300,7 +302,7 @@ def test_rows_of_the_table_are_aligned_below_one_header(tmp_path):
 
 def test_learning_rate_warms_up_and_decays():
     plan = recipe("training.steps=100", "training.warmup_steps=10")
-    rates = [trainer.learning_rate(plan, step) for step in range(100)]
+    rates = [learning_rate(plan.training, step) for step in range(100)]
     config = plan.training
     assert rates[0] == pytest.approx(config.learning_rate / 10)
     assert max(rates) == pytest.approx(config.learning_rate)
