@@ -10,6 +10,7 @@ _BENCHMARKS = {
     "latency": "latency of the node chain",
     "discovery": "scores of several training seeds of one recipe",
     "inference": "time per frame of the discovery models",
+    "blackout": "errors and identities while the sensor is blind",
     "multistability": "groupings of an ambiguous picture that inference finds",
 }
 

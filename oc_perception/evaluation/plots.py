@@ -37,7 +37,7 @@ _STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-_DPI = 120
+DPI = 120
 
 
 class MissingMatplotlib(ValueError):
@@ -60,22 +60,22 @@ def plot_refinement(curve: Curve, title: str, path: Path) -> None:
     if "negative_elbo" in curve.scores:
         panels["negative ELBO (nats per image)"] = ["negative_elbo"]
     size = (3.9 * len(panels), 3.5)
-    figure, axes = _figure(1, len(panels), size, f"{title}: {_statistic(curve)}")
+    figure, axes = new_figure(1, len(panels), size, f"{title}: {_statistic(curve)}")
     for axis, (label, scores) in zip(axes, panels.items(), strict=True):
         _lines(axis, curve, scores, f"T = {curve.trained_at}, the default")
         axis.set(xlabel="refinement iterations", ylabel=label)
     axes[0].set_ylim(top=1.02)
     axes[1].set_ylim(bottom=0)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def plot_slots(curve: Curve, title: str, path: Path) -> None:
     """FG-ARI, ARI and mIoU against the number of slots: median and quartiles."""
-    figure, (axis,) = _figure(1, 1, (6, 3.8), f"{title}: {_statistic(curve)}")
+    figure, (axis,) = new_figure(1, 1, (6, 3.8), f"{title}: {_statistic(curve)}")
     _lines(axis, curve, ["fg_ari", "ari", "miou"], f"K = {curve.trained_at}, the default")
     axis.set(xlabel="slots K", ylabel="score")
     axis.set_ylim(top=1.02)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def plot_traversal(traversal: Traversal, title: str, path: Path) -> None:
@@ -89,7 +89,7 @@ def plot_traversal(traversal: Traversal, title: str, path: Path) -> None:
     }
     shown = max(rows, len(given))
     size = (0.85 * (columns + 3), 0.85 * shown * height / width + 0.9)
-    figure, axes = _figure(shown, columns + 1, size, title)
+    figure, axes = new_figure(shown, columns + 1, size, title)
     for axis in axes:
         axis.set_axis_off()
     for row, (name, picture) in enumerate(given.items()):
@@ -109,7 +109,7 @@ def plot_traversal(traversal: Traversal, title: str, path: Path) -> None:
         " (framed: nearest to the inferred value)",
         fontsize=8,
     )
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def plot_hypotheses(
@@ -120,7 +120,7 @@ def plot_hypotheses(
     height, width = frames.shape[2:]
     side = 1.15
     size = (side * (columns + 2), side * rows * (height / width + 0.32) + 0.5)
-    figure, axes = _figure(rows, columns + 2, size, f"{title}: likeliest hypothesis first")
+    figure, axes = new_figure(rows, columns + 2, size, f"{title}: likeliest hypothesis first")
     for row in range(rows):
         first, second, *cells = axes[row * (columns + 2) : (row + 1) * (columns + 2)]
         _picture(first, frames[row])
@@ -136,10 +136,10 @@ def plot_hypotheses(
             axis.set_title(f"{rank}\nFG-ARI {_number(score, 2)}", fontsize=8)
         _picture(second, truth)
         second.set_title("truth", fontsize=8)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
-def _figure(
+def new_figure(
     rows: int, columns: int, size: tuple[float, float], title: str
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `size` inches and its axes, row by row."""
