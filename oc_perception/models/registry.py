@@ -33,6 +33,7 @@ _MODULES = {
     "grid": "discovery",
     "iodine": "discovery",
     "monet": "discovery",
+    "relational": "motion",
     "slot_attention": "discovery",
 }
 """The task of the models in each module."""
