@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 
+from oc_perception.tracking.reordering import ReorderingState, ReorderingTracker
 from oc_perception.tracking.sensor import (
     SensorMonitor,
     SensorMonitorConfig,
@@ -52,6 +53,10 @@ class Discovery:
     of the picture have no detection, and their pixels are UNLABELLED. The background is the
     model's own, else the slot that covers most of the border. `model` stands on `device`, ready
     for inference (see `load_model`).
+
+    Frames out of order, within `reorder_window_s` of the newest, are segmented as they come. To a
+    model without memory order is nothing; one that refines what it saw before takes them as the
+    frames of a jumpy camera.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Discovery:
         *,
         min_area_fraction: float = 0.002,
         clock_reset_threshold_s: float = 1.0,
+        reorder_window_s: float = 0.0,
     ) -> None:
         if model.num_slots > UNLABELLED:
             raise ValueError(f"{model.num_slots} slots do not fit a label image of 8 bits.")
@@ -72,6 +78,7 @@ class Discovery:
         self.device = torch.device(device)
         self.min_area_fraction = min_area_fraction
         self.clock_reset_threshold_s = clock_reset_threshold_s
+        self.reorder_window_s = reorder_window_s
 
     def initial_state(self) -> DiscoveryState:
         """Before the first frame."""
@@ -93,17 +100,24 @@ class Discovery:
         3)`, detections have a `point_m`.
 
         A clock reset (see `check_stamp`) starts from the initial state, `frame_seq` goes on.
-        Raises StampError for a frame that is not newer than the last one, ValueError for arrays of
-        wrong shape or type.
+        Raises StampError for a frame that is late by more than the window, or has the stamp of the
+        newest; ValueError for arrays of wrong shape or type.
         """
         if frame is None:
             return state, self._blind(state, stamp_ns, SensorState.STALE)
         check_frame(frame)
         camera = _checked_camera(depth, camera_matrix, frame.shape[:2])
-        if check_stamp(state.stamp_ns, stamp_ns, self.clock_reset_threshold_s):
+        if check_stamp(
+            state.stamp_ns, stamp_ns, self.clock_reset_threshold_s, self.reorder_window_s
+        ):
             state = replace(self.initial_state(), frame_seq=state.frame_seq)
         monitor, sensor_state = self.monitor.step(state.monitor, frame, stamp_ns)
-        state = replace(state, monitor=monitor, stamp_ns=stamp_ns, frame_seq=state.frame_seq + 1)
+        state = replace(
+            state,
+            monitor=monitor,
+            stamp_ns=max(state.stamp_ns, stamp_ns),
+            frame_seq=state.frame_seq + 1,
+        )
         if sensor_state != SensorState.OK:
             return state, self._blind(state, stamp_ns, sensor_state)
 
@@ -222,7 +236,7 @@ class PerceptionState:
     """States of both parts."""
 
     discovery: DiscoveryState
-    tracker: TrackerState
+    tracker: TrackerState | ReorderingState
 
 
 @dataclass(frozen=True)
@@ -236,7 +250,7 @@ class PerceptionOutput:
 class Perception:
     """Discovery, tracking and prediction behind one `step()`."""
 
-    def __init__(self, discovery: Discovery, tracker: Tracker) -> None:
+    def __init__(self, discovery: Discovery, tracker: Tracker | ReorderingTracker) -> None:
         self.discovery = discovery
         self.tracker = tracker
 
@@ -255,8 +269,8 @@ class Perception:
         """One frame `(H, W, 3)` uint8 RGB, or None where none arrived, at `stamp_ns`.
 
         Arguments as for `Discovery.step`. Raises StampError for a late or duplicate stamp (before
-        the model runs) and ValueError for malformed arrays; `state` is then still the one to go on
-        from.
+        the model runs, unless it is within the window) and ValueError for malformed arrays;
+        `state` is then still the one to go on from.
         """
         discovery, segmentation = self.discovery.step(
             state.discovery, frame, stamp_ns, depth, camera_matrix

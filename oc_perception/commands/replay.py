@@ -21,6 +21,7 @@ from oc_perception.models.registry import load_model
 from oc_perception.pipeline import Discovery, Perception
 from oc_perception.progress import Progress
 from oc_perception.tracking.config import TrackerConfig
+from oc_perception.tracking.reordering import ReorderingTracker
 from oc_perception.tracking.tracker import Tracker
 
 
@@ -51,9 +52,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--threads must be at least 1.")
     torch.set_num_threads(arguments.threads)
     tracking = read_yaml(arguments.config) if arguments.config else {}
-    tracker = Tracker(from_mapping(TrackerConfig, tracking))
+    config = from_mapping(TrackerConfig, tracking)
+    tracker = ReorderingTracker(Tracker(config))
     model = load_model(arguments.model, arguments.device)
-    perception = Perception(Discovery(model, device=arguments.device), tracker)
+    discovery = Discovery(
+        model,
+        device=arguments.device,
+        clock_reset_threshold_s=config.clock_reset_threshold_s,
+        reorder_window_s=config.reorder_window_s,
+    )
+    perception = Perception(discovery, tracker)
     progress: Progress | None = None
 
     def start(total: int) -> None:

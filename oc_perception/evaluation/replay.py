@@ -56,6 +56,11 @@ class ReplayCounts:
     missing: int = 0
     first_error: str = ""
 
+    def refuse(self, error: StampError) -> None:
+        """A frame whose stamp cannot be used."""
+        self.late += 1
+        self.first_error = self.first_error or str(error)
+
 
 def session_of(bag: Bag, topics: BagTopics) -> bytes:
     """A UUID (16 bytes) that is the same for the same recording, wherever it lies."""
@@ -74,22 +79,22 @@ def steps(
 
     In a gap of more than WATCHDOG_PERIODS perception steps without a frame, at the camera's rate,
     while there is a track to predict. An image that cannot be decoded is a step without a frame,
-    marked CORRUPT; one with a late, duplicate or zero stamp is left out. `counts` is filled on the
-    way, `on_frame` called per recorded image.
+    marked CORRUPT; one with a duplicate or zero stamp, or late by more than the window of
+    perception, is left out. `counts` is filled on the way, `on_frame` called per recorded image.
     """
     counts = ReplayCounts() if counts is None else counts
     period_ns = bag.period_ns(topics.image)
     reset_s = perception.tracker.config.clock_reset_threshold_s
+    window_s = perception.discovery.reorder_window_s
     state = perception.initial_state(session_of(bag, topics))
     last_ns, tracks_left = 0, False
     for frame in bag.frames(topics):
         counts.frames += 1
         on_frame()
         try:
-            check_stamp(last_ns, frame.stamp_ns, reset_s)
+            reset = check_stamp(last_ns, frame.stamp_ns, reset_s, window_s)
         except StampError as error:
-            counts.late += 1
-            counts.first_error = counts.first_error or str(error)
+            counts.refuse(error)
             continue
         missing_ns = last_ns + period_ns
         while tracks_left and frame.stamp_ns - missing_ns > (WATCHDOG_PERIODS - 1) * period_ns:
@@ -101,22 +106,29 @@ def steps(
         if isinstance(frame.image, MalformedImage):
             counts.malformed += 1
             counts.first_error = counts.first_error or str(frame.image)
-            state, output = _step_corrupt(perception, state, frame.stamp_ns)
-        else:
-            state, output = perception.step(
-                state, frame.image, frame.stamp_ns, frame.depth_m, frame.camera_matrix
-            )
-        last_ns, tracks_left = frame.stamp_ns, bool(output.tracks.tracks)
+        try:
+            state, output = _step(perception, state, frame)
+        except StampError as error:  # a repetition within the window
+            counts.refuse(error)
+            continue
+        last_ns = frame.stamp_ns if reset else max(last_ns, frame.stamp_ns)
+        tracks_left = bool(output.tracks.tracks)
         yield Step(frame.stamp_ns, frame, output)
 
 
-def _step_corrupt(
-    perception: Perception, state: PerceptionState, stamp_ns: int
+def _step(
+    perception: Perception, state: PerceptionState, frame: BagFrame
 ) -> tuple[PerceptionState, PerceptionOutput]:
-    """A blind step that says why, as discovery_node and tracking_node take it."""
-    discovery, segmentation = perception.discovery.step(state.discovery, None, stamp_ns)
+    """Perception's step; for an image that cannot be decoded a blind one that says why, as
+    discovery_node and tracking_node take it.
+    """
+    if not isinstance(frame.image, MalformedImage):
+        return perception.step(
+            state, frame.image, frame.stamp_ns, frame.depth_m, frame.camera_matrix
+        )
+    discovery, segmentation = perception.discovery.step(state.discovery, None, frame.stamp_ns)
     segmentation = replace(segmentation, sensor_state=SensorState.CORRUPT)
-    tracker, tracks = perception.tracker.step(state.tracker, segmentation, stamp_ns)
+    tracker, tracks = perception.tracker.step(state.tracker, segmentation, frame.stamp_ns)
     return PerceptionState(discovery, tracker), PerceptionOutput(segmentation, tracks)
 
 

@@ -27,6 +27,7 @@ COUNTERS = (
     "lost",
     "malformed",
     "late",
+    "reordered",
     "duplicate",
     "clock_resets",
     "zero_stamp",

@@ -48,7 +48,7 @@ class Arrival(NamedTuple):
 
 
 class DiscoveryNode(PerceptionNode):
-    """Runs `Discovery.step` on the newest image."""
+    """Runs `Discovery.step` on the newest image, and on those that come soon after a newer one."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("discovery_node", DISCOVERY, **kwargs)
@@ -63,7 +63,7 @@ class DiscoveryNode(PerceptionNode):
         device = self.value("device")
         self._model = load_model(self.value("model"), device)
         self._device = device
-        self._clock_reset_threshold_s = self.value("clock_reset_threshold_s")
+        self._take_time_limits()
         # The first step of a network is slow: take it now, not on the first image.
         height, width = self._model.frame_size
         warm_up = self._make_discovery()
@@ -84,12 +84,15 @@ class DiscoveryNode(PerceptionNode):
 
     def activate(self) -> None:
         """Forget the past."""
-        # Gate and discovery must agree on it, so it stays as it is until the next activation.
-        self._clock_reset_threshold_s = self.value("clock_reset_threshold_s")
+        self._take_time_limits()
         self._discovery = self._make_discovery()
         self._state = self._discovery.initial_state()
-        self._gate = StampGate(self._clock_reset_threshold_s, self.value("future_tolerance_s"))
-        self._watchdog = Watchdog(self.value("watchdog_periods"))
+        self._gate = StampGate(
+            self._clock_reset_threshold_s,
+            self.value("future_tolerance_s"),
+            self._reorder_window_s,
+        )
+        self._watchdog = Watchdog(self.value("watchdog_periods"), self._clock_reset_threshold_s)
         self._frame_id = ""
         self._format: tuple[int, int, str] | None = None
 
@@ -102,6 +105,11 @@ class DiscoveryNode(PerceptionNode):
         if self._worker is not None:
             self._discovery = self._make_discovery()
 
+    def _take_time_limits(self) -> None:
+        """Gate and discovery must agree on them, so they stay until the next activation."""
+        self._clock_reset_threshold_s = self.value("clock_reset_threshold_s")
+        self._reorder_window_s = self.value("reorder_window_s")
+
     def _make_discovery(self) -> Discovery:
         return Discovery(
             self._model,
@@ -109,6 +117,7 @@ class DiscoveryNode(PerceptionNode):
             self._device,
             min_area_fraction=self.value("min_area_fraction"),
             clock_reset_threshold_s=self._clock_reset_threshold_s,
+            reorder_window_s=self._reorder_window_s,
         )
 
     def check_values(self, values: dict[str, Any]) -> None:
@@ -124,7 +133,8 @@ class DiscoveryNode(PerceptionNode):
         if verdict is not StampVerdict.OK:
             self.diagnostics.event(verdict.value, _STAMP_TROUBLE[verdict])
         if verdict.usable:
-            self.submit(Arrival(message, stamp_ns, time.monotonic()))
+            arrival = Arrival(message, stamp_ns, time.monotonic())
+            self.submit(arrival, late=verdict is StampVerdict.REORDERED)
 
     # ---- the worker's thread
 
@@ -188,8 +198,12 @@ _STAMP_TROUBLE = {
     StampVerdict.DUPLICATE: (
         "An image with the stamp of the one before was refused: check for two publishers."
     ),
+    StampVerdict.REORDERED: (
+        "An image came after a newer one, and was put in its place: check the driver and its link."
+    ),
     StampVerdict.LATE: (
-        "An image older than the one before was refused: check for two publishers."
+        "An image older than the one before was refused: check for two publishers, or raise "
+        "reorder_window_s."
     ),
     StampVerdict.FUTURE: (
         "An image stamped in the future was refused: synchronise the clocks of the machines, set "

@@ -118,9 +118,9 @@ class PerceptionNode(ParameterNode):
         self._sequence[key] = number
         return max(0, number - previous - 1)
 
-    def submit(self, item: Any) -> None:
+    def submit(self, item: Any, late: bool = False) -> None:
         """Hand an item to the worker (from a subscription's callback)."""
-        self._worker.put(item)
+        self._worker.put(item, late)
 
     # ---- life cycle
 

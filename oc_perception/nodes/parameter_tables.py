@@ -98,6 +98,13 @@ DISCOVERY = (
         3600.0,
     ),
     Parameter(
+        "reorder_window_s",
+        TrackerConfig.reorder_window_s,
+        "An image at most this much older than the newest is used. Used by the next activate.",
+        0.0,
+        10.0,
+    ),
+    Parameter(
         "future_tolerance_s",
         1.0,
         "An image stamped further ahead of this node's clock is refused, 0 for never. Used by "
@@ -240,6 +247,11 @@ TRACKING = (
                 "A stamp further back than this starts a new session, one less far is late.",
                 0.0,
                 3600.0,
+            ),
+            "reorder_window_s": (
+                "A segmentation at most this much older than the newest is put in its place.",
+                0.0,
+                10.0,
             ),
             "horizon_s": ("How far trajectories reach into the future.", 0.0, 60.0),
             "horizon_step_s": ("Time between two points of a trajectory.", 1e-3, 60.0),

@@ -19,6 +19,7 @@ class StampVerdict(enum.Enum):
     OK = "ok"
     ZERO = "zero_stamp"
     DUPLICATE = "duplicate"
+    REORDERED = "reordered"
     LATE = "late"
     FUTURE = "future_stamp"
     RESET = "clock_resets"
@@ -26,21 +27,29 @@ class StampVerdict(enum.Enum):
     @property
     def usable(self) -> bool:
         """Whether the message that carries the stamp may be processed."""
-        return self in (StampVerdict.OK, StampVerdict.RESET)
+        return self in (StampVerdict.OK, StampVerdict.REORDERED, StampVerdict.RESET)
 
 
 class StampGate:
     """Judges the stamps of one topic in order of arrival.
 
     A stamp more than `clock_reset_threshold_s` before the newest is a clock that was set back, a
-    smaller step back a late message. A stamp more than `future_tolerance_s` ahead of now is
+    smaller step back a late message, which can be put in its place up to `reorder_window_s`. A
+    stamp more than `future_tolerance_s` ahead of now is
     refused (0: never), because believing it would make every good stamp after it look late.
     """
 
-    def __init__(self, clock_reset_threshold_s: float, future_tolerance_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        clock_reset_threshold_s: float,
+        future_tolerance_s: float = 0.0,
+        reorder_window_s: float = 0.0,
+    ) -> None:
         self._reset_ns = round(clock_reset_threshold_s * NANOSECONDS)
         self._future_ns = round(future_tolerance_s * NANOSECONDS)
+        self._window_ns = round(reorder_window_s * NANOSECONDS)
         self._newest_ns: int | None = None
+        self._recent_ns: deque[int] = deque(maxlen=64)
 
     def judge(self, stamp_ns: int, now_ns: int = 0) -> StampVerdict:
         """The verdict on `stamp_ns`; `now_ns` is the node's clock, 0 if unknown."""
@@ -48,15 +57,20 @@ class StampGate:
             return StampVerdict.ZERO
         if self._future_ns and now_ns and stamp_ns - now_ns > self._future_ns:
             return StampVerdict.FUTURE
-        verdict = StampVerdict.OK
-        if self._newest_ns is not None and stamp_ns <= self._newest_ns:
-            if stamp_ns == self._newest_ns:
-                return StampVerdict.DUPLICATE
-            if self._newest_ns - stamp_ns <= self._reset_ns:
-                return StampVerdict.LATE
-            verdict = StampVerdict.RESET
+        behind_ns = 0 if self._newest_ns is None else self._newest_ns - stamp_ns
+        if behind_ns > self._reset_ns:
+            self._newest_ns = stamp_ns
+            self._recent_ns = deque([stamp_ns], self._recent_ns.maxlen)
+            return StampVerdict.RESET
+        if stamp_ns in self._recent_ns:
+            return StampVerdict.DUPLICATE
+        if behind_ns > self._window_ns:
+            return StampVerdict.LATE
+        self._recent_ns.append(stamp_ns)
+        if behind_ns > 0:
+            return StampVerdict.REORDERED
         self._newest_ns = stamp_ns
-        return verdict
+        return StampVerdict.OK
 
 
 class Watchdog:
@@ -64,11 +78,12 @@ class Watchdog:
 
     The period is the median of the last nine differences between stamps, so that single gaps do
     not move it and a new rate is learned within five frames. Before the second frame nothing is
-    ever overdue.
+    ever overdue. A frame at most `late_s` older than the newest says nothing about the next.
     """
 
-    def __init__(self, periods: float) -> None:
+    def __init__(self, periods: float, late_s: float = 0.0) -> None:
         self._periods = periods
+        self._late_ns = round(late_s * NANOSECONDS)
         self._differences_ns: deque[int] = deque(maxlen=9)
         self._stamp_ns: int | None = None
         self._arrival_s = 0.0
@@ -94,8 +109,10 @@ class Watchdog:
         return self._arrival_s + (self._periods + self._missed) * period_ns / NANOSECONDS
 
     def observe(self, stamp_ns: int, arrival_s: float) -> float:
-        """A frame came at `arrival_s` (steady time); returns seconds since the stamp before."""
+        """A frame came at `arrival_s` (steady time); returns seconds since the newest stamp."""
         difference_ns = 0 if self._stamp_ns is None else stamp_ns - self._stamp_ns
+        if -self._late_ns <= difference_ns < 0:
+            return difference_ns / NANOSECONDS
         if 0 < difference_ns <= LONGEST_PERIOD_NS:
             self._differences_ns.append(difference_ns)
         self._stamp_ns, self._arrival_s = stamp_ns, arrival_s

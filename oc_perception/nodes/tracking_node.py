@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from oc_perception import msg as messages
@@ -23,7 +24,9 @@ from oc_perception.nodes.conversions import (
 from oc_perception.nodes.node import PerceptionNode, run
 from oc_perception.nodes.parameter_tables import TRACKING, tracker_config
 from oc_perception.nodes.timing import NANOSECONDS, Watchdog
-from oc_perception.tracking.stamps import StampError
+from oc_perception.tracking.motion import create_motion_model
+from oc_perception.tracking.reordering import ReorderingTracker
+from oc_perception.tracking.stamps import DuplicateStampError, StampError
 from oc_perception.tracking.tracker import Tracker
 from oc_perception.types import Segmentation, SensorState, TrackOutput
 
@@ -36,7 +39,7 @@ class Arrival(NamedTuple):
 
 
 class TrackingNode(PerceptionNode):
-    """Runs `Tracker.step` on every segmentation, in order."""
+    """Tracks the objects of every segmentation, in the order of their stamps."""
 
     capacity = 30  # a second of a camera: skipping an observation costs more than catching up
 
@@ -46,23 +49,40 @@ class TrackingNode(PerceptionNode):
     # ---- life cycle
 
     def configure(self) -> None:
-        """Create publishers and the subscription."""
+        """Load the motion model; create publishers and the subscription. Raises ValueError where
+        weights are missing or damaged.
+        """
+        self._motion_config = tracker_config(self.values)
+        self._motion = create_motion_model(self._motion_config)
         self._tracks = self.output(messages.TrackArray, "~/tracks")
         self._trajectories = self.output(messages.PredictedTrajectoryArray, "~/trajectories")
         self.input(messages.ObjectSegmentation, "segmentation", self._receive, qos.result())
 
     def activate(self) -> None:
         """Start a new session."""
-        self._tracker = Tracker(tracker_config(self.values))
+        self._tracker = self._make_tracker()
         self._state = self._tracker.initial_state(uuid.uuid4().bytes)
-        self._watchdog = Watchdog(self.value("watchdog_periods"))
+        self._watchdog = Watchdog(
+            self.value("watchdog_periods"), self.value("clock_reset_threshold_s")
+        )
         self._frame_id = ""
         self._output: TrackOutput | None = None
 
     def parameters_changed(self) -> None:
         """A new configuration takes over the tracks there are."""
         if self._worker is not None:
-            self._tracker = Tracker(tracker_config(self.values))
+            self._tracker = self._make_tracker()
+
+    def _make_tracker(self) -> ReorderingTracker:
+        """The tracker of the parameters now, with the motion model that `configure` loaded."""
+        loaded = self._motion_config
+        config = replace(
+            tracker_config(self.values),
+            motion_model=loaded.motion_model,
+            motion_weights=loaded.motion_weights,
+        )
+        learned = self._motion if config.motion_model == "relational" else None
+        return ReorderingTracker(Tracker(config, learned))
 
     def check_values(self, values: dict[str, Any]) -> None:
         """Raises ValueError."""
@@ -102,6 +122,9 @@ class TrackingNode(PerceptionNode):
     def _step(self, segmentation: Segmentation | None, stamp_ns: int) -> None:
         try:
             self._state, self._output = self._tracker.step(self._state, segmentation, stamp_ns)
+        except DuplicateStampError as error:
+            self.diagnostics.event("duplicate", str(error))
+            return
         except StampError as error:
             self.diagnostics.event("late", str(error))
             return
@@ -110,6 +133,8 @@ class TrackingNode(PerceptionNode):
         self.diagnostics.sensor(self._output.sensor_state)
         self.diagnostics.value("tracks", len(self._output.tracks))
         observed = segmentation is not None and segmentation.sensor_state == SensorState.OK
+        if observed and stamp_ns < self._output.stamp_ns:
+            self.diagnostics.count("reordered")
         latency_s = (self.get_clock().now().nanoseconds - stamp_ns) / NANOSECONDS
         self.diagnostics.published(latency_s if observed else None)
 

@@ -15,7 +15,8 @@ Item = TypeVar("Item")
 class Worker(Generic[Item]):
     """Calls `handle(item)` for each item in order, or `overdue()` when `deadline()` passes.
 
-    At most `capacity` items wait; a newer one pushes out the oldest, which `dropped()` counts.
+    At most `capacity` items wait; a newer one pushes out the oldest, which `dropped()` counts. A
+    late one does not: it is let go itself where there is no room.
     `deadline()` is steady time in seconds, None for never. An exception of `handle` or `overdue`
     goes to `failed` and the next item is handled as if nothing had happened. All callbacks but
     `dropped` run on the worker's thread.
@@ -39,13 +40,14 @@ class Worker(Generic[Item]):
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
         self._thread.start()
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Item, late: bool = False) -> None:
         """Hand over an item; returns at once."""
         with self._changed:
             full = len(self._waiting) >= self._capacity
-            if full:
+            if full and not late:
                 self._waiting.popleft()
-            self._waiting.append(item)
+            if not full or not late:
+                self._waiting.append(item)
             self._changed.notify()
         if full:
             self._dropped()

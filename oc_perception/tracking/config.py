@@ -44,6 +44,10 @@ class TrackerConfig:
     as the belief moves out: `exit_probability` is how likely an object that reaches the border
     leaves there (0: a closed box; 1: an open scene, where tracks of leavers are lost while blind).
 
+    Time. A stamp further than `clock_reset_threshold_s` behind the newest observation starts a new
+    session; one that is at most `reorder_window_s` behind is put in its place by a
+    ReorderingTracker, and all others are refused.
+
     Appearance (embedding and log size) is a Gaussian per track whose variance is learned online,
     starting from `appearance_prior_variance` with the weight of `appearance_prior_count`
     observations. `appearance_weight` < 1 because dimensions are not independent;
@@ -83,6 +87,7 @@ class TrackerConfig:
     view_margin_widths: float = 0.02
     exit_probability: float = 0.25
     clock_reset_threshold_s: float = 1.0
+    reorder_window_s: float = 0.2
 
     horizon_s: float = 1.0
     horizon_step_s: float = 0.1
@@ -101,6 +106,7 @@ class TrackerConfig:
             "view_margin_widths",
             "exit_probability",
             "clock_reset_threshold_s",
+            "reorder_window_s",
             "horizon_s",
         }
         below_one = {

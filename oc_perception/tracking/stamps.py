@@ -8,17 +8,30 @@ class StampError(ValueError):
     """A stamp that is late, a duplicate, or not positive; nothing was changed."""
 
 
-def check_stamp(last_ns: int, stamp_ns: int, reset_threshold_s: float) -> bool:
+class DuplicateStampError(StampError):
+    """The stamp of an observation that was taken before."""
+
+    def __init__(self, stamp_ns: int) -> None:
+        super().__init__(f"Stamp {stamp_ns} ns is a duplicate of an observation; frame ignored.")
+
+
+def check_stamp(
+    last_ns: int, stamp_ns: int, reset_threshold_s: float, reorder_window_s: float = 0.0
+) -> bool:
     """Whether `stamp_ns` is so far behind `last_ns` (0: none yet) that the clock was reset.
 
-    Raises StampError for a stamp that is not positive, late, or a duplicate.
+    Raises StampError for a stamp that is not positive, or late by more than `reorder_window_s`,
+    DuplicateStampError for the last stamp itself.
     """
     if stamp_ns <= 0:
         raise StampError(f"Stamp {stamp_ns} ns is not positive; does the camera driver set it?")
     behind_s = (last_ns - stamp_ns) * 1e-9
     if behind_s > reset_threshold_s:
         return True
-    if last_ns and behind_s >= 0:
-        kind = "a duplicate of" if stamp_ns == last_ns else f"{behind_s:.4f} s behind"
-        raise StampError(f"Stamp {stamp_ns} ns is {kind} the last observation; frame ignored.")
+    if stamp_ns == last_ns:
+        raise DuplicateStampError(stamp_ns)
+    if last_ns and behind_s > max(0.0, reorder_window_s):
+        raise StampError(
+            f"Stamp {stamp_ns} ns is {behind_s:.4f} s behind the last observation; frame ignored."
+        )
     return False

@@ -129,7 +129,11 @@ def zero_stamp(chain: Chain) -> None:
 
 
 def backward_stamp(chain: Chain) -> None:
-    chain.send(chain.graph.image(stamp_ns=chain.graph.stamp_ns - 100_000_000))
+    chain.answer(chain.send(chain.graph.image(stamp_ns=chain.graph.stamp_ns - 1_000_000)))
+
+
+def late_stamp(chain: Chain) -> None:
+    chain.send(chain.graph.image(stamp_ns=chain.graph.stamp_ns - 300_000_000))
 
 
 def duplicate_stamp(chain: Chain) -> None:
@@ -238,7 +242,8 @@ CASES = {
         different_encoding, "format_changes", "from 64x48 rgb8 to 64x48 mono8"
     ),
     "zero stamp": Case(zero_stamp, "zero_stamp", "set header.stamp"),
-    "backward stamp": Case(backward_stamp, "late", "older than the one before"),
+    "backward stamp": Case(backward_stamp, "reordered", "came after a newer one"),
+    "late stamp": Case(late_stamp, "late", "older than the one before"),
     "duplicate stamp": Case(duplicate_stamp, "duplicate", "with the stamp of the one before"),
     "future stamp": Case(future_stamp, "future_stamp", "synchronise the clocks"),
     "gap of 10 s": Case(gap_of_ten_seconds, "gaps", "10.0 s without an image"),
