@@ -109,10 +109,11 @@ def _skill(
 
 
 def _hota(*sums: Any) -> Any:
-    """From matches, misses, false positives and association, 19 each."""
+    """From matches, misses, false positives and association, 19 each; NaN without truth."""
     matches, misses, wrong, association = np.split(np.stack(sums), 4)
     nothing = np.zeros_like(matches)
-    return mot.Hota(matches, misses, wrong, association, nothing).hota.mean(0)
+    score = mot.Hota(matches, misses, wrong, association, nothing).hota.mean(0)
+    return np.where((matches + misses).any(0), score, np.nan)
 
 
 def _intervals(

@@ -32,6 +32,7 @@ TRACKERS = {
     "kalman": "Kalman filter, tuned to the least error",
     "kalman_nll": "Kalman filter, tuned to the greatest density",
     "kalman_walls": "Kalman filter that reflects at the border, tuned to the least error",
+    "kalman_walls_nll": "the same, tuned to the greatest density",
     "sort": "SORT-like, called with an empty list while blind",
     "sort_uncalled": "SORT-like, not called while blind",
     "bytetrack": "ByteTrack-like, called with an empty list while blind",
@@ -41,7 +42,8 @@ TRACKERS = {
     "oracle": "the exact laws of motion from a noisy start",
 }
 LEARNED = ("relational", "nonrelational")
-_CLASSICAL = ("hold", "constant_velocity", "kalman", "kalman_nll", "kalman_walls")
+_CLASSICAL = ("hold", "constant_velocity", "kalman", "kalman_nll", "kalman_walls",
+              "kalman_walls_nll")  # fmt: skip
 _SESSION = bytes(16)
 _VALIDATION_SEED, _VALIDATION_SEQUENCES = 9_000_001, 64
 _TUNED_AGES = 20
@@ -55,8 +57,8 @@ def tracker_configs(config: BlackoutConfig, names: Sequence[str]) -> dict[str, T
     """The settings behind each of `names` that is the product's tracker.
 
     Classical filters are tuned on sequences of a seed of their own, over 20 blind frames:
-    `kalman_nll` and `constant_velocity` to the greatest density of the truth, others to the least
-    mean error.
+    `constant_velocity` and those with `_nll` to the greatest density of the truth, others to the
+    least mean error.
     """
     base = _beliefs(config)
     world = config.world(_VALIDATION_SEQUENCES, _VALIDATION_SEED)
@@ -73,7 +75,8 @@ def tracker_configs(config: BlackoutConfig, names: Sequence[str]) -> dict[str, T
             tuned = replace(base, motion_model=name.removesuffix("_nll"))
             if name != "hold":  # which knows no diffusion
                 rng = np.random.default_rng(_VALIDATION_SEED)
-                objective = "nll" if name in ("constant_velocity", "kalman_nll") else "ade"
+                by_density = name == "constant_velocity" or name.endswith("_nll")
+                objective = "nll" if by_density else "ade"
                 diffusion = tune_diffusion(tuned, truths, objective, _TUNED_AGES, rng)
                 tuned = replace(tuned, velocity_diffusion_widths=diffusion)
             result[name] = tuned
