@@ -10,6 +10,7 @@ import torch
 
 from oc_perception.pipeline import Discovery, Perception
 from oc_perception.tracking.config import TrackerConfig
+from oc_perception.tracking.reordering import ReorderingTracker
 from oc_perception.tracking.stamps import StampError
 from oc_perception.tracking.tracker import Tracker
 from oc_perception.types import UNLABELLED, Decomposition, SensorState, TrackState
@@ -227,6 +228,19 @@ def test_late_frames_are_refused_and_a_clock_reset_starts_anew():
     assert state.model.item() == 1 and segmentation.frame_seq == 2
 
 
+def test_within_the_window_late_frames_are_segmented_under_their_own_stamp():
+    discovery = Discovery(Colours(), reorder_window_s=0.2)
+    state, _ = discovery.step(discovery.initial_state(), picture(seed=1), 5_000_000_000)
+    red = picture((RED, 100, 100, 100, 100), seed=2)
+    state, segmentation = discovery.step(state, red, 4_850_000_000)
+    assert segmentation.stamp_ns == 4_850_000_000 and set(by_label(segmentation)) == {0, 1}
+    assert state.stamp_ns == 5_000_000_000, "the newest, not the last to come"
+    with pytest.raises(StampError, match="behind"):
+        discovery.step(state, picture(seed=3), 4_790_000_000)
+    with pytest.raises(StampError, match="duplicate"):
+        discovery.step(state, picture(seed=3), 5_000_000_000)
+
+
 # Perception
 
 
@@ -308,6 +322,22 @@ def test_frames_and_nothing_seen_are_told_apart():
     gone = perceive([*seen, *[picture(seed=100 + k) for k in range(45)]])[-1]
     assert [t.state for t in coasting.tracks] == [TrackState.COASTING] * 3
     assert gone.tracks == ()
+
+
+def test_frames_out_of_order_give_the_tracks_of_the_right_order():
+    def perceive_in(order):
+        discovery = Discovery(Colours(), reorder_window_s=0.2)
+        perception = Perception(discovery, ReorderingTracker(Tracker()))
+        state = perception.initial_state(SESSION)
+        for k in order:
+            frame = None if 10 <= k < 15 else moving(k)
+            state, output = perception.step(state, frame, 1_000_000_000 + k * PERIOD_NS)
+        return output.tracks
+
+    right, wrong = list(range(30)), list(range(30))
+    wrong[3:9] = [8, 4, 3, 6, 5, 7]
+    wrong[20:24] = [23, 22, 21, 20]
+    assert plain(perceive_in(right)) == plain(perceive_in(wrong))
 
 
 def test_a_clock_reset_restarts_both_parts():

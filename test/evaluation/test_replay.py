@@ -4,6 +4,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -25,6 +26,7 @@ from oc_perception.cli import main
 from oc_perception.evaluation.replay import ReplayCounts, replay, session_of, steps
 from oc_perception.models.registry import load_model
 from oc_perception.pipeline import Discovery, Perception
+from oc_perception.tracking.reordering import ReorderingTracker
 from oc_perception.tracking.tracker import Tracker
 from oc_perception.types import Segmentation, SensorState
 
@@ -159,6 +161,25 @@ def test_jitter_below_half_a_period_is_no_gap(tmp_path, frames):
     images = [(stamp(i + jitter[i]), frames[i]) for i in range(20)]
     with Bag(write_bag(tmp_path / "bag", images)) as bag:
         assert all(s.frame is not None for s in steps(bag, perception(), bag.select()))
+
+
+def test_frames_out_of_order_are_put_in_their_place(tmp_path, frames):
+    order = [0, 1, 2, 5, 3, 4, 6, 7, 9, 8, 9, 10, 11, 12]  # and frame 9 comes twice
+
+    def last_tracks(name, order):
+        images = [(stamp(i), frames[i]) for i in order]
+        tracker = ReorderingTracker(Tracker())
+        able = Perception(Discovery(load_model("grid"), reorder_window_s=0.2), tracker)
+        counts = ReplayCounts()
+        with Bag(write_bag(tmp_path / name, images)) as bag:
+            *_, last = steps(bag, able, bag.select(), counts)
+        return last.output.tracks, counts
+
+    (right, _), (wrong, counts) = last_tracks("right", range(13)), last_tracks("wrong", order)
+    assert (counts.late, counts.missing) == (1, 3), "3, 4 and 8 are missed until they come"
+    assert "duplicate" in counts.first_error
+    as_messages = [track_messages(replace(t, session=bytes(16))) for t in (right, wrong)]
+    assert [as_bytes(m) for m in as_messages[0]] == [as_bytes(m) for m in as_messages[1]]
 
 
 def test_a_clock_that_jumps_back_starts_a_new_session(tmp_path, frames):

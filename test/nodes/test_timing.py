@@ -32,6 +32,25 @@ def test_the_gate_tells_late_from_reset_and_refuses_without_forgetting() -> None
         assert gate.judge(stamp_ns, now) == expected
 
 
+def test_the_gate_lets_in_what_is_late_by_less_than_the_window_once() -> None:
+    gate = StampGate(clock_reset_threshold_s=1.0, reorder_window_s=0.2)
+    now = 1000 * SECOND
+    verdicts = [
+        (now, StampVerdict.OK),
+        (now - SECOND // 5, StampVerdict.REORDERED),
+        (now - SECOND // 5, StampVerdict.DUPLICATE),
+        (now - SECOND // 5 - 1, StampVerdict.LATE),
+        (now - 1, StampVerdict.REORDERED),
+        (now, StampVerdict.DUPLICATE),
+        (now + 1, StampVerdict.OK),
+        (now - 2 * SECOND, StampVerdict.RESET),
+        (now - 1, StampVerdict.OK),
+    ]
+    for stamp_ns, expected in verdicts:
+        assert gate.judge(stamp_ns) == expected
+        assert expected.usable == (expected.value in ("ok", "reordered", "clock_resets"))
+
+
 def test_without_a_clock_no_stamp_is_in_the_future() -> None:
     assert StampGate(1.0, 0.5).judge(10**18, now_ns=0) == StampVerdict.OK
 
@@ -82,6 +101,17 @@ def test_gaps_do_not_move_the_period_and_a_new_rate_is_learned_in_five_frames() 
     assert watchdog.period_ns == 4 * PERIOD
 
 
+def test_a_late_frame_does_not_change_when_the_next_is_due() -> None:
+    watchdog = Watchdog(1.5, late_s=1.0)
+    feed(watchdog, [SECOND + i * PERIOD for i in range(5)])
+    due_s = watchdog.deadline_s
+    watchdog.observe(SECOND + 2 * PERIOD + 1, due_s - 0.01)
+    assert (watchdog.deadline_s, watchdog.period_ns) == (due_s, PERIOD)
+    assert watchdog.expire(due_s) == SECOND + 5 * PERIOD
+    watchdog.observe(SECOND // 10, due_s)  # a clock that was set back
+    assert watchdog.expire(due_s + 1.5 * PERIOD / SECOND) == SECOND // 10 + PERIOD
+
+
 def run_worker(handle, overdue=lambda: None, deadline=lambda: None, capacity=1):
     dropped, failed = [], []
     worker = Worker(handle, overdue, deadline, lambda: dropped.append(1), failed.append, capacity)
@@ -107,6 +137,31 @@ def test_the_worker_keeps_the_newest_and_counts_the_rest() -> None:
     worker.stop()
     assert handled == [0, 5]
     assert len(dropped) == 4
+
+
+def test_a_late_item_does_not_push_out_a_newer_one() -> None:
+    handled, entered, gate = [], threading.Event(), threading.Event()
+
+    def handle(item: int) -> None:
+        handled.append(item)
+        entered.set()
+        assert gate.wait(10)
+
+    worker, dropped, _ = run_worker(handle)
+    worker.put(0)
+    assert entered.wait(10)
+    worker.put(2)
+    worker.put(1, late=True)
+    entered.clear()
+    gate.set()
+    assert entered.wait(10)
+    worker.put(3, late=True)
+    deadline_s = time.monotonic() + 10
+    while len(handled) < 3 and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    worker.stop()
+    assert handled == [0, 2, 3]
+    assert len(dropped) == 1
 
 
 def test_the_worker_keeps_order_within_its_capacity_and_outlives_exceptions() -> None:
