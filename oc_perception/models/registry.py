@@ -31,7 +31,10 @@ _DAMAGE = (ConfigurationError, LookupError, TypeError, OSError, SafetensorError,
 """What reading a checkpoint that is missing, cut short or of another model can raise."""
 _MODULES = {
     "grid": "discovery",
+    "hart": "tracking",
     "iodine": "discovery",
+    "mohart": "tracking",
+    "mohart_states": "motion",
     "monet": "discovery",
     "relational": "motion",
     "slot_attention": "discovery",
