@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
 from oc_perception import msg as messages
-from oc_perception.models.registry import load_model
 from oc_perception.nodes import qos
 from oc_perception.nodes.conversions import (
     to_header,
@@ -172,15 +169,8 @@ def test_a_clock_that_jumps_back_starts_a_clean_session(feed) -> None:
 
 
 def test_a_motion_model_without_weights_is_explained_and_the_node_stays(
-    graph, added, monkeypatch, tmp_path
+    graph, added, tmp_path
 ) -> None:
-    class NeedsWeights:
-        def __init__(self, config) -> None:
-            load_model(config.motion_weights)
-
-    module = types.ModuleType("relational")
-    module.RelationalMotion = NeedsWeights
-    monkeypatch.setitem(sys.modules, "oc_perception.tracking.relational", module)
     node = added(
         TrackingNode,
         ("-r", "__ns:=/weightless"),

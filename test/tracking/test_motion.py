@@ -137,6 +137,28 @@ def test_every_model_tracks_what_moves(name):
     assert len(outputs[-1].trajectories) == 2
 
 
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_blind_steps_at_any_stamps_leave_what_follows_bit_identical(name):
+    tracker, rng = Tracker(TrackerConfig(motion_model=name)), np.random.default_rng(3)
+    frames = [seen([[100 + 2 * k, 100], [500, 400 - k]]) for k in range(30)]
+    results = []
+    for blind_steps in (0, 40):
+        state = tracker.initial_state(SESSION, SIZE)
+        for k, frame in enumerate(frames):
+            if 10 <= k < 18:
+                continue
+            stamp_ns = 10**9 + k * PERIOD_NS
+            for offset_ns in np.sort(rng.integers(1, 9 * PERIOD_NS, blind_steps * (k == 18))):
+                state, _ = tracker.step(state, None, 10**9 + 9 * PERIOD_NS + int(offset_ns))
+            state, output = tracker.step(state, frame, stamp_ns)
+        results.append(output)
+    for one, other in zip(*(r.tracks for r in results), strict=True):
+        np.testing.assert_array_equal(one.box, other.box)
+        np.testing.assert_array_equal(one.covariance, other.covariance)
+    for one, other in zip(*(r.trajectories for r in results), strict=True):
+        np.testing.assert_array_equal(one.modes[0].boxes, other.modes[0].boxes)
+
+
 class Herd(Kalman):
     """All objects take the mean velocity of all. Notes whom it was asked about, and for what."""
 
