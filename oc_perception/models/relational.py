@@ -56,7 +56,8 @@ class RelationalConfig:
     in ticks of at most `tick_s`. An object starts at rest, give or take `initial_speed` image
     widths per second.
 
-    Training: `num_frames` frames, the first of them before a blackout of random length; noise of
+    Training: `num_frames` frames, the first of them before a blackout of random length, and every
+    first to `strides`-th frame of a world, for variable time steps; noise of
     detections, in box widths, and rate of misses are drawn per sequence. `dynamics_weight` is that
     of the loss of single ticks from true states; 0 where true velocities are not known. This loss
     alone is learned in the first `dynamics_share` of training, later on `dynamics_frames` frames.
@@ -69,6 +70,7 @@ class RelationalConfig:
     tick_s: float = 1 / 30
     initial_speed: float = 0.5
     num_frames: int = 48
+    strides: int = 1
     visible_frames: tuple[int, int] = (8, 20)
     noise: tuple[float, float] = (0.01, 0.1)
     miss: tuple[float, float] = (0.0, 0.1)
@@ -79,6 +81,8 @@ class RelationalConfig:
     def __post_init__(self) -> None:
         if min(self.hidden, self.memory) < 1 or self.num_features < 0:
             raise ValueError("hidden and memory must be at least 1, num_features at least 0")
+        if self.strides < 1:
+            raise ValueError("strides must be at least 1")
         if self.tick_s <= 0 or self.initial_speed <= 0:
             raise ValueError("tick_s and initial_speed must be positive")
         if not 1 < self.visible_frames[0] <= self.visible_frames[1] < self.num_frames:
@@ -144,8 +148,8 @@ class Relational(nn.Module):
 
     @property
     def num_frames(self) -> int:
-        """Frames of a training sequence."""
-        return self.config.num_frames
+        """Frames that a training sequence is cut from."""
+        return self.config.num_frames * self.config.strides
 
     # ---- time
 
@@ -176,17 +180,17 @@ class Relational(nn.Module):
         state: MotionState,
         detections: Tensor | None,
         dt_s: float,
-        variance: Tensor | None = None,
+        noises: Tensor | None = None,
         seen: Tensor | None = None,
     ) -> tuple[MotionState, MotionState]:
-        """The state after `dt_s`, and the prediction before `detections` `(B, N, 2)` of `variance`
-        `(B, N)` corrected it; None: blind. `seen` `(B, N)` tells which objects were detected.
+        """The state after `dt_s`, and the prediction before `detections` `(B, N, 2)` of covariance
+        `noises` `(B, N, 2, 2)` corrected it; None: blind. `seen` `(B, N)`: which were detected.
         """
         predicted = self.predict(state, dt_s)
         if detections is None:
             return predicted, predicted
         seen = state.active if seen is None else seen & state.active
-        return self.update(predicted, detections, variance, seen), predicted
+        return self.update(predicted, detections, noises, seen), predicted
 
     def predict(self, state: MotionState, dt_s: float) -> MotionState:
         """The belief after `dt_s`, in equal ticks."""
@@ -248,17 +252,18 @@ class Relational(nn.Module):
         )
 
     def update(
-        self, state: MotionState, detections: Tensor, variance: Tensor, seen: Tensor
+        self, state: MotionState, detections: Tensor, noises: Tensor, seen: Tensor
     ) -> MotionState:
-        """Condition on `detections` `(B, N, 2)` of `variance` `(B, N)` where `seen` `(B, N)`."""
+        """Condition on `detections` `(B, N, 2)` of covariance `noises` `(B, N, 2, 2)` where `seen`
+        `(B, N)`.
+        """
         means, covariances, mask = state.means, state.covariances, seen[..., None]
         innovation = torch.where(mask, detections - means[..., :2], 0.0)
-        noise = torch.diag_embed(variance[..., None].expand_as(innovation))
-        expected = covariances[..., :2, :2] + noise
+        expected = covariances[..., :2, :2] + noises
         gain = torch.where(mask[..., None], covariances[..., :2] @ _inverse(expected), 0.0)
         keep = torch.eye(4, dtype=means.dtype, device=means.device)
         keep = keep - functional.pad(gain, (0, 2))
-        joseph = keep @ covariances @ keep.mT + gain @ noise @ gain.mT
+        joseph = keep @ covariances @ keep.mT + gain @ noises @ gain.mT
 
         doubt = expected.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) + _TINY**2
         surprise = (innovation / doubt.sqrt()).clamp(-5, 5)
@@ -356,6 +361,8 @@ class Relational(nn.Module):
         noisy true states miss the next true state.
         """
         config = self.config
+        stride = _draw_integer(1, config.strides, generator)
+        motion = replace(motion[:, ::stride][:, : config.num_frames], dt_s=motion.dt_s * stride)
         if config.dynamics_weight and progress < config.dynamics_share:
             dynamics = self._dynamics(motion, generator)
             return {"loss": dynamics, "dynamics": dynamics}
@@ -443,7 +450,7 @@ class Relational(nn.Module):
                 replace(state, active=known & motion.present[:, frame]),
                 None if is_blind else detections[:, frame],
                 motion.dt_s,
-                variance[:, frame],
+                torch.diag_embed(variance[:, frame, :, None].expand(-1, -1, 2)),
                 seen[:, frame],
             )
             yield frame, predicted, known & motion.present[:, frame]

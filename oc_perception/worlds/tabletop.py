@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oc_perception.worlds.motion import Motion
 from oc_perception.worlds.raycast import Camera, Lighting, Objects, render
 from oc_perception.worlds.scenes import World
 
@@ -30,6 +31,7 @@ PALETTE = (
 _MARGIN = 0.12  # objects live until their centre is this many image widths outside the view
 _CANDIDATES = 32  # positions tried per object before it is left out
 _SUBSTEP_S = 1 / 60
+_FRAME_S = 1 / 30
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,46 @@ class Tabletop(World):
         """A batch of fresh, independent scenes: the training and evaluation distribution."""
         self.reset()
         return self.render(height, width)
+
+    def sample_motion(self, num_frames: int) -> Motion:
+        """Fresh tables, watched for `num_frames` frames at 30 Hz: centres of the objects in the
+        image (4:3). Nothing enters meanwhile.
+        """
+        self.reset()
+        self.target_count = torch.zeros_like(self.target_count)
+        frames = []
+        for _ in range(num_frames):
+            frames.append(self._in_image())
+            self.advance(_FRAME_S)
+        positions, velocities, sizes, present = (
+            torch.stack(parts, 1) for parts in zip(*frames, strict=True)
+        )
+        centre = (positions - positions.new_tensor([0.5, 0.375])).abs()
+        in_view = (centre < centre.new_tensor([0.5, 0.375])).all(-1)
+        return Motion(
+            positions=positions,
+            velocities=velocities,
+            sizes=sizes,
+            features=positions[..., :0],
+            present=present,
+            visible=present & in_view,
+            dt_s=_FRAME_S,
+        )
+
+    def _in_image(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Position, velocity and size in the image, in widths from its corner; presence."""
+        objects = self.objects
+        radius = objects.radius.unsqueeze(-1)
+        centre = torch.cat([objects.position, radius], -1)
+        motion = torch.cat([self.velocity, torch.zeros_like(radius)], -1) * _FRAME_S
+        right = self.camera.axes()[:, None, 0] * radius
+        here, soon, left, beside = (
+            self.camera.project(point)
+            for point in (centre, centre + motion, centre - right, centre + right)
+        )
+        size = (beside - left).norm(dim=-1, keepdim=True).clamp(min=1e-3).expand_as(here)
+        corner = here.new_tensor([0.5, 0.375])
+        return here + corner, (soon - here) / _FRAME_S, size, objects.present
 
     def camera_matrix(self, height: int, width: int) -> np.ndarray:
         """Intrinsics `(3, 3)` in px for images of this size (pixel centres at integers)."""
