@@ -255,7 +255,8 @@ class Hart(nn.Module):
         }
         if config.appearance and config.mask_loss:
             inside = self._inside(windows, truth).to(windows.dtype)
-            shares = (inside * there[..., None, None]).sum() / (there.sum() * self.cells.numel())
+            cells = there.sum().clamp(min=1) * self.cells.numel()
+            shares = (inside * there[..., None, None]).sum() / cells
             weight = torch.where(inside > 0, 0.5 / shares, 0.5 / (1 - shares)).clamp(max=10)
             entropy = functional.binary_cross_entropy_with_logits(
                 trace.mask[:, 1:], inside, weight, reduction="none"
