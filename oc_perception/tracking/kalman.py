@@ -49,23 +49,16 @@ class MotionModel:
         """F(dt) `(..., 4, 4)` for `dt_s` `(...)` seconds >= 0; F(a + b) = F(b) F(a)."""
         dt = _elapsed(dt_s)
         x = self.velocity_decay_per_s * dt
-        result = np.zeros((*dt.shape, 4, 4))
-        result[..., [0, 1], [0, 1]] = 1.0
-        result[..., [0, 1], [2, 3]] = (dt * _relaxation(x))[..., None]
-        result[..., [2, 3], [2, 3]] = np.exp(-x)[..., None]
-        return result
+        return _both_axes(1.0, dt * _relaxation(x), 0.0, np.exp(-x))
 
     def process_noise(self, dt_s: float | np.ndarray) -> np.ndarray:
         """Q(dt) `(..., 4, 4)` for `dt_s` `(...)` seconds; Q(a + b) = F(b) Q(a) F(b)' + Q(b)."""
         dt = _elapsed(dt_s)
         x = self.velocity_decay_per_s * dt
-        result = np.zeros((*dt.shape, 4, 4))
-        result[..., [0, 1], [0, 1]] = (dt**3 * _position_growth(x))[..., None]
-        crossed = (dt**2 * _relaxation(x) ** 2 / 2)[..., None]
-        result[..., [0, 1], [2, 3]] = crossed
-        result[..., [2, 3], [0, 1]] = crossed
-        result[..., [2, 3], [2, 3]] = (dt * _relaxation(2 * x))[..., None]
-        return self.diffusion_px2_per_s3 * result
+        crossed = dt**2 * _relaxation(x) ** 2 / 2
+        return self.diffusion_px2_per_s3 * _both_axes(
+            dt**3 * _position_growth(x), crossed, crossed, dt * _relaxation(2 * x)
+        )
 
     def predict(
         self, mean: np.ndarray, covariance: np.ndarray, dt_s: float | np.ndarray
@@ -108,6 +101,21 @@ def inverse_2x2(matrix: np.ndarray) -> np.ndarray:
     inverse[..., 0, 1] = inverse[..., 1, 0] = -b
     inverse /= (a * d - b * b)[..., None, None]
     return inverse
+
+
+def _both_axes(
+    xx: np.ndarray | float, xv: np.ndarray, vx: np.ndarray | float, vv: np.ndarray
+) -> np.ndarray:
+    """Matrices `(..., 4, 4)` over (cx, cy, vx, vy) that do the same on each axis, and do not mix
+    them; the arguments are their entries for position and velocity.
+    """
+    result = np.zeros((*np.shape(xv), 4, 4))
+    for axis in (0, 1):
+        result[..., axis, axis] = xx
+        result[..., axis, axis + 2] = xv
+        result[..., axis + 2, axis] = vx
+        result[..., axis + 2, axis + 2] = vv
+    return result
 
 
 def _symmetric(matrix: np.ndarray) -> np.ndarray:
