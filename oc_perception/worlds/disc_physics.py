@@ -39,25 +39,29 @@ class Regime:
     open_world: bool = False
     camera_sd: float = 0.0  # of the camera's velocity, widths per frame
     substeps: int = 1
+    mohart: bool = False  # drawn as there
 
     @property
     def forced(self) -> bool:
         return self.social or self.strength > 0
 
 
-_MOHART = {"radii": (0.06, 0.06), "speed_diameters": (0.125, 0.375), "substeps": 6}
+_MOHART = {"radii": (0.06, 0.06), "speed_diameters": (0.125, 0.375), "substeps": 8, "mohart": True}
 REGIMES = {
     "R0": Regime(collide=False),
     "R1": Regime(),
     "R1o": Regime(radii=(0.035, 0.065), occluders=2),
-    "R2": Regime(exponent=0.5, strength=0.001, charged=True, substeps=6),
+    # As strong as lets a Kalman filter with walls miss by 0.6 and 1.7 diameters after 10 and 20
+    # frames.
+    "R2": Regime(exponent=0.5, strength=0.00025, charged=True, substeps=3),
     "R3": Regime(social=True, substeps=4),
     "R4": Regime(open_world=True, walls=False),
     "R5": Regime(camera_sd=0.01),
     "D1": Regime(**_MOHART, strength=0.001),
     "D2": Regime(**_MOHART, exponent=0.5, strength=0.02, charged=True, rho=1.0, damping=0.8),
     "D3a": Regime(**_MOHART, strength=0.001),
-    "D3b": Regime(**_MOHART, exponent=0.5, strength=0.02, charged=True, damping=0.8),
+    # A tenth of D2's force and no drag: with it, charges that stay would soon clot and rest.
+    "D3b": Regime(**_MOHART, exponent=0.5, strength=0.002, charged=True),
     "D3c": Regime(**_MOHART, strength=0.001, camera_sd=0.02),
 }
 """R0-R5: the blackout benchmark. D1, D2: the simulated domains of MOHART (Fuchs et al. 2019),
@@ -90,7 +94,7 @@ def advance(state: State, regime: Regime) -> State:
     acceleration = accelerations(state, regime)
     for _ in range(regime.substeps):
         velocities = (state.velocities + acceleration * (step_s / 2)) * drag
-        state = fly(replace(state, velocities=velocities), step_s, regime)
+        state = fly(replace(state, velocities=velocities), step_s, regime, acceleration)
         acceleration = accelerations(state, regime)
         velocities = state.velocities * drag + acceleration * (step_s / 2)
         state = replace(state, velocities=velocities)
@@ -124,43 +128,49 @@ def _intentions(state: State) -> Tensor:
     return (preferred - state.velocities) / _RELAXATION_S + _CROWD_ACCELERATION * (low - high)
 
 
-def fly(state: State, duration_s: float, regime: Regime) -> State:
+def fly(
+    state: State, duration_s: float, regime: Regime, acceleration: Tensor | None = None
+) -> State:
     """Straight lines for `duration_s`, with elastic bounces at their exact times.
 
-    Mass is proportional to area.
+    Mass is proportional to area. Of a smooth `acceleration` `(B, N, 2)` half has been given as a
+    kick before and half will be after: a bounce sees what has acted until then, without which the
+    energy would be wrong to first order of the step.
     """
     positions, velocities = state.positions.clone(), state.velocities.clone()
     batch, count, _ = positions.shape
     first, second = torch.triu_indices(count, count, 1, device=positions.device)
-    collide = regime.collide and count > 1
+    pairs = len(first) if regime.collide else 0
     rows = torch.arange(batch, device=positions.device)
     left = positions.new_full((batch,), duration_s)
     while len(rows):
-        place, velocity = positions[rows], velocities[rows]
-        times = _wall_times(place, velocity, state.radii[rows]) if regime.walls else None
-        if collide:
-            pair = _pair_times(place, velocity, state.radii[rows], first, second)
-            both = state.present[rows][:, first] & state.present[rows][:, second]
-            pair = torch.where(both, pair, torch.inf)
-            times = pair if times is None else torch.cat([pair, times], 1)
-        if times is None:
-            positions[rows] = place + velocity * duration_s
-            break
-        soonest, event = times.clamp(min=0).min(1)
+        place, velocity, radii = positions[rows], velocities[rows], state.radii[rows]
+        times = [place.new_full((len(rows), 1), torch.inf)]
+        if regime.walls:
+            times.append(_wall_times(place, velocity, radii))
+        if pairs:
+            both = (state.present[:, first] & state.present[:, second])[rows]
+            pair = _pair_times(place, velocity, radii, first, second)
+            times.append(torch.where(both, pair, torch.inf))
+        soonest, event = torch.cat(times, 1).clamp(min=0).min(1)
         step = torch.minimum(soonest, left[rows])
         positions[rows] = place + velocity * step[:, None, None]
         hit = soonest < left[rows]
         left[rows] -= step
-        rows, event = rows[hit], event[hit]
-        pairs = len(first) if collide else 0
-        if collide:
-            bounce = event < pairs
-            index = event.clamp(max=pairs - 1)
-            _collide(positions, velocities, state.radii, rows, first[index], second[index], bounce)
+        rows, event = rows[hit], event[hit] - 1
+        late = torch.zeros_like(velocities[rows])  # velocity at the bounce minus that of the line
+        if acceleration is not None:
+            late = acceleration[rows] * (duration_s / 2 - left[rows])[:, None, None]
         if regime.walls:
-            sign = velocities.new_ones(len(rows), pairs + 2 * count)
-            sign = sign.scatter_(1, event.unsqueeze(1), -1)[:, pairs:]
-            velocities[rows] *= sign.view(-1, count, 2)
+            wall = torch.arange(2 * count, device=event.device) == event.unsqueeze(1)
+            _reflect(velocities, rows, wall.view(-1, count, 2), late)
+            event = event - 2 * count
+        if pairs:
+            chosen = event >= 0
+            event, rows_hit, late = event[chosen], rows[chosen], late[chosen]
+            _collide(
+                positions, velocities, state.radii, rows_hit, first[event], second[event], late
+            )
     return replace(state, positions=positions, velocities=velocities)
 
 
@@ -185,6 +195,13 @@ def _pair_times(
     return torch.where((closing > _TOUCHING) & (root > 0), time, torch.inf)
 
 
+def _reflect(velocities: Tensor, rows: Tensor, wall: Tensor, late: Tensor) -> None:
+    """Turn the components of velocity `wall` `(b, N, 2)` bool of `rows` round, in place."""
+    before = velocities[rows]
+    after = -_away(before.abs(), late * before.sign()) * before.sign()
+    velocities[rows] = torch.where(wall, after, before)
+
+
 def _collide(
     positions: Tensor,
     velocities: Tensor,
@@ -192,14 +209,24 @@ def _collide(
     rows: Tensor,
     first: Tensor,
     second: Tensor,
-    bounce: Tensor,
+    late: Tensor,
 ) -> None:
-    """Exchange momentum between discs `first` and `second` of `rows` where `bounce`, in place."""
-    normal = positions[rows, first] - positions[rows, second]
+    """Exchange momentum between discs `first` and `second` `(b,)` of `rows`, in place."""
+    b = torch.arange(len(rows), device=rows.device)
+    normal = positions[rows, second] - positions[rows, first]
     normal = normal / normal.norm(dim=-1, keepdim=True).clamp(min=1e-9)
     closing = ((velocities[rows, first] - velocities[rows, second]) * normal).sum(-1)
-    impulse = (2 * closing * bounce).unsqueeze(-1) * normal
+    later = ((late[b, first] - late[b, second]) * normal).sum(-1)
+    impulse = (closing + _away(closing, later)).unsqueeze(-1) * normal
     mass, other = radii[rows, first] ** 2, radii[rows, second] ** 2
     share = (other / (mass + other)).unsqueeze(-1)
     velocities[rows, first] -= share * impulse
     velocities[rows, second] += (1 - share) * impulse
+
+
+def _away(closing: Tensor, late: Tensor) -> Tensor:
+    """The speed after a bounce at `closing` speed, both on the straight line, off the true one by
+    `late`; without `late` where it would not lead away.
+    """
+    away = closing + 2 * late
+    return torch.where(away > 0, away, closing)

@@ -8,17 +8,16 @@ in box widths, the view is [0, 1] x [0, 1]; 30 frames per second.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from oc_perception.worlds.disc_physics import FRAME_S, REGIMES, State, advance
-from oc_perception.worlds.motion import Motion
-from oc_perception.worlds.scenes import World
+from oc_perception.worlds.disc_pictures import DiscMotion, hidden_share, paint, random_looks
+from oc_perception.worlds.scenes import Scenes, World
 
-_ARRIVALS = 0.1  # probability that a disc enters in a frame, while some are missing
+_ARRIVALS = 0.2  # probability that a disc enters in a frame, while some are missing
 _GOAL_REACHED = 0.1  # widths
 _BAR_WIDTH = 0.12
 _CAMERA_MEMORY, _CAMERA_PULL = 0.9, 0.01  # per frame; the pull keeps the camera near the box
@@ -59,22 +58,6 @@ class DiscsConfig:
             raise ValueError(f"max_rows must be at least the {high} of num_objects")
 
 
-@dataclass(frozen=True)
-class DiscMotion(Motion):
-    """A motion with what no detector sees, `hidden`: tensors `(B, T, ...)`.
-
-    `goals` `(..., N, 2)` and `pace` `(..., N)` of R3, `camera` `(..., 2, 2)` its place and its
-    velocity in widths/s, `bars` `(..., 2, 2)` left and right edges of the occluders.
-    """
-
-    hidden: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def __getitem__(self, index: object) -> DiscMotion:
-        values = {f.name: getattr(self, f.name) for f in fields(Motion)}
-        tensors = {n: v[index] if isinstance(v, Tensor) else v for n, v in values.items()}
-        return DiscMotion(**tensors, hidden={n: v[index] for n, v in self.hidden.items()})
-
-
 class Discs(World):
     """Batches of independent sequences; all randomness from one seeded generator."""
 
@@ -100,6 +83,22 @@ class Discs(World):
             f.name: torch.stack([getattr(s, f.name) for s in states], 1) for f in fields(State)
         }
         return self._observe(State(**track), torch.stack(cameras, 1), bars)
+
+    def draw(self, motion: DiscMotion, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Images `(B, T, 3, H, W)` in [0, 1] and label maps `(B, T, H, W)` int64 of `motion`."""
+        return paint(motion, self.regime, height, width)
+
+    def sample(self, height: int, width: int) -> Scenes:
+        """First frames of fresh sequences. Factors: `position`, `velocity`, `size`, `rgb`."""
+        motion = self.sample_motion(1)
+        images, labels = self.draw(motion, height, width)
+        factors = {
+            "position": motion.positions[:, 0],
+            "velocity": motion.velocities[:, 0],
+            "size": motion.sizes[:, 0],
+            "rgb": motion.hidden["rgb"][:, 0],
+        }
+        return Scenes(images[:, 0], labels[:, 0], motion.present[:, 0], factors)
 
     def continue_from(
         self,
@@ -231,11 +230,15 @@ class Discs(World):
     def _observe(self, track: State, camera: Tensor, bars: Tensor) -> DiscMotion:
         """What is to be known of `track`, whose tensors are `(B, T, N, ...)`."""
         positions = (track.positions - camera[:, :, :1]).float()
-        frames = positions.shape[1]
+        batch, frames, rows, _ = positions.shape
         bars = bars.unsqueeze(1).expand(-1, frames, -1, -1)
+        unique = self.config.unique_colours
+        looks = random_looks(self.regime, self._uniform, batch, rows, unique)
         in_view = ((positions >= 0) & (positions <= 1)).all(-1)
         shown = hidden_share(track, bars, through=not self.regime.collide) <= 0.5
         hidden = {"goals": track.goals, "pace": track.pace, "camera": camera, "bars": bars}
+        for name, look in looks.items():
+            hidden[name] = look.unsqueeze(1).expand(-1, frames, -1, -1)
         return DiscMotion(
             positions=positions,
             velocities=(track.velocities - camera[:, :, 1:]).float(),
@@ -274,22 +277,3 @@ def _leave(state: State) -> State:
     reach = state.radii.unsqueeze(-1)
     outside = (state.positions < -reach) | (state.positions > 1 + reach)
     return replace(state, present=state.present & ~outside.any(-1))
-
-
-def hidden_share(track: State, bars: Tensor, through: bool) -> Tensor:
-    """The share of each disc `(B, T, N)` behind `bars` `(B, T, M, 2)` and, where discs pass
-    `through` one another, behind a single later one.
-    """
-    share = torch.zeros_like(track.radii)
-    if bars.shape[2]:
-        edges = bars.unsqueeze(2) - track.positions[..., :1, None]  # (B, T, N, M, 2)
-        u = (edges / track.radii[..., None, None]).clamp(-1, 1)
-        below = 0.5 + (u * (1 - u * u).sqrt() + u.asin()) / math.pi  # share left of each edge
-        share = share + (below[..., 1] - below[..., 0]).sum(-1)
-    if through:
-        gaps = (track.positions.unsqueeze(3) - track.positions.unsqueeze(2)).norm(dim=-1)
-        u = (gaps / (2 * track.radii.unsqueeze(-1))).clamp(max=1)
-        lens = 2 / math.pi * (u.acos() - u * (1 - u * u).sqrt())  # of two equal discs
-        front = torch.ones_like(lens).triu(1) * track.present.unsqueeze(2)
-        share = share + (lens * front).amax(-1)
-    return share
