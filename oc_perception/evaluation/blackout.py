@@ -27,7 +27,7 @@ from oc_perception.worlds.discs import DiscMotion, Discs, DiscsConfig
 LEVELS = ("s", "p", "b")
 LENGTHS = (1, 2, 5, 10, 20, 40)
 SCHEDULES = ("blackout", "bernoulli_0.2", "bernoulli_0.5", "periodic", "burst")
-CHUNK = 8
+CHUNK = 4
 """Sequences drawn, simulated and scored together."""
 START_NS = 1_000_000_000
 """Stamp of the first frame."""

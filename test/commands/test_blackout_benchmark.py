@@ -7,6 +7,7 @@ import pytest
 
 from oc_perception.cli import main
 from oc_perception.evaluation.blackout_run import TRACKERS
+from oc_perception.models.registry import create_model, save_checkpoint
 
 COMMAND = ["benchmark", "blackout", "--quick"]
 KEYS = ("skill", "fde", "fde_oracle", "fde_kalman_walls", "id_recovered", "id_swapped", "id_new",
@@ -46,6 +47,23 @@ def test_a_table_has_every_tracker_whose_weights_are_there_and_figures(tmp_path,
     assert "without relational" in shown.err and "without nonrelational" in shown.err
     for figure in ("error", "reliability", "identity", "film"):
         assert (tmp_path / f"{figure}.png").stat().st_size > 5000
+
+
+def test_what_relations_gain_needs_both_checkpoints(tmp_path, capsys):
+    weights = tmp_path / "relational_toy"
+    size = {"hidden": 8, "memory": 2}
+    words = ["--tracker", "relational", "--lengths", "2", "--sequences", "1"]
+    words += ["--weights", str(weights)]
+    save_checkpoint(create_model("relational", **size), weights)
+    assert report_of(capsys, *words)["relational_gain"] == {"2": None}
+    save_checkpoint(
+        create_model("relational", **size, relations=False), tmp_path / "nonrelational_toy"
+    )
+    report = report_of(capsys, *words)
+    fde = {name: scores["fde"]["2"] for name, scores in report["trackers"].items()}
+    saved = 1 - fde["relational"] / fde["nonrelational"]
+    assert report["relational_gain"]["2"] == pytest.approx(saved, abs=1e-4)
+    assert report["fde"]["2"] == fde["relational"]
 
 
 def test_many_blackouts_have_a_column_for_all(capsys):

@@ -12,8 +12,15 @@ from oc_perception.evaluation.blackout import (
     draw_chunk,
     schedule,
 )
+from oc_perception.evaluation.blackout_cameras import Cameras
 from oc_perception.evaluation.blackout_report import gain, stack, summarize
-from oc_perception.evaluation.blackout_run import measure, run, tracker_configs
+from oc_perception.evaluation.blackout_run import (
+    create_tracker,
+    measure,
+    run,
+    score_runs,
+    tracker_configs,
+)
 from oc_perception.evaluation.blackout_scores import (
     SequenceTruth,
     find_blackouts,
@@ -276,3 +283,32 @@ def test_misses_and_clutter_come_as_often_as_asked_for():
     visible = sum(t.visible[:20].sum() for t in chunk.truths)
     assert true / visible == pytest.approx(0.75, abs=0.06)
     assert false / len(tail) == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize(("schedule", "model"), [("blackout", "monet_demo"), ("periodic", "grid")])
+def test_a_bag_gives_the_tracks_of_its_pictures(schedule, model):
+    config = BlackoutConfig(
+        level="p", sequences=1, objects=3, lengths=(3,), schedule=schedule, model=model
+    )
+    chunk = draw_chunk(config, 0)
+    cameras = Cameras(chunk)
+    tracker = create_tracker("kalman_walls", tracker_configs(config, ["kalman_walls"]), 1 / 30)
+    (truth,) = cameras.truths
+    assert truth.image_size == truth.labels.shape[1:] == (64, 64)
+    drawn = dict(run(tracker, cameras.recording(0), truth))
+    replayed = dict(cameras.replay(tracker, 0))
+    assert list(drawn) == list(replayed) == [23 if schedule == "blackout" else 90]
+    for start, outputs in drawn.items():
+        assert len(outputs) == len(replayed[start])
+        for ours, theirs in zip(outputs, replayed[start], strict=True):
+            assert ours.stamp_ns == theirs.stamp_ns
+            assert ours.sensor_state == theirs.sensor_state
+            assert [t.id for t in ours.tracks] == [t.id for t in theirs.tracks]
+            for a, b in zip(ours.tracks, theirs.tracks, strict=True):
+                np.testing.assert_array_equal(a.box, b.box)
+                np.testing.assert_array_equal(a.covariance, b.covariance)
+    states = [output.sensor_state for output in next(iter(drawn.values()))]
+    assert states[19:24] == [SensorState.OK, *[SensorState.BLACK] * 3, states[23]]
+    scores = score_runs(config, truth, chunk.seen[0], iter(drawn.items()))
+    total, count = scores["fg_ari_visible"][-1]
+    assert total / count > (0.5 if model == "monet_demo" else 0)  # discs are found
