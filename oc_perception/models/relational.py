@@ -236,7 +236,7 @@ class Relational(nn.Module):
         pull = pull + own[..., :2] * (_SMALL * size / tick_s) * share
         push = own[..., 2:4] * (_SMALL * size) * share
         transition = _transition(dt)
-        walk, wander = (own[..., 4:] - 5).exp().square().unbind(-1)
+        walk, wander = _deviation(own[..., 4:]).square().unbind(-1)
         walk, wander = walk[..., None] * size**2, wander[..., None] * (size / tick_s) ** 2
         diagonal = torch.cat([walk, walk, wander, wander], -1) * share
         covariances = transition @ state.covariances @ transition.mT + noise
@@ -344,7 +344,7 @@ class Relational(nn.Module):
         rest = ((1 - met.when) * dt)[..., None]
         pull = (axes @ (gate[..., None] * answer[..., 3:5])[..., None])[..., 0]
         pull = pull * (_SMALL * reach / tick_s * (dt / tick_s))[..., None]
-        deviation = (answer[..., 5:7] - 5).exp() * (touch * reach / tick_s)[..., None]
+        deviation = _deviation(answer[..., 5:7]) * (touch * reach / tick_s)[..., None]
         kick = axes * deviation[..., None, :]
         kick = torch.cat([kick * rest[..., None], kick], -2)  # (B, N, M, 4, which)
         kick = kick.transpose(2, 3).flatten(3)
@@ -509,6 +509,11 @@ def _network(inputs: int, hidden: int, outputs: int, layers: int = 2) -> nn.Sequ
     nn.init.normal_(last.weight, std=0.01)
     nn.init.zeros_(last.bias)
     return nn.Sequential(*hidden_layers, last)
+
+
+def _deviation(answer: Tensor) -> Tensor:
+    """Standard deviation in sizes per tick: small at first, never above 1."""
+    return (answer - 5).clamp(max=0).exp()
 
 
 def _character(state: MotionState) -> Tensor:
