@@ -7,11 +7,18 @@ import torch
 from torch import Tensor
 
 from oc_perception.models.boxes import iou
+from oc_perception.worlds.motion import Motion
 
 _FIRST_VISIBLE, _LONGEST, _MOST_GAP = 3, 5, 6
 _LONG_TEST = ((6, 9), (13, 18), (23, 26))  # black frames of a clip of 30, from and until
 _SHORT_TEST = ((6, 11),)
 _REACQUIRED = 0.5  # IoU
+
+
+def true_boxes(motion: Motion) -> Tensor:
+    """`(B, T, M, 4)`; something harmless where nobody is present."""
+    boxes = torch.cat([motion.positions, motion.sizes], -1)
+    return torch.where(motion.present.unsqueeze(-1), boxes, 0.5)
 
 
 def draw_blackouts(

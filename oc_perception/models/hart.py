@@ -21,13 +21,13 @@ from torch.nn import functional
 
 from oc_perception.configuration import from_mapping
 from oc_perception.models.boxes import area, corrected, intersection, mismatch
-from oc_perception.models.clips import score_boxes
+from oc_perception.models.clips import score_boxes, true_boxes
 from oc_perception.models.glimpse import glimpse
 from oc_perception.models.registry import register_model
 from oc_perception.worlds.motion import Clip
 
 _MAX_BIAS, _MAX_WINDOW = 0.25, 1.5  # in box sizes: learned at the start, ever
-_LOG_WEIGHTS = (-3.0, 2.0)
+_LOG_WEIGHT = 2.5  # at most, so that no loss is switched off
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class Hart(nn.Module):
         from the second frame on; and a little of the squares of weights and generated filters.
         """
         motion, config = clip.motion, self.config
-        boxes = torch.cat([motion.positions, motion.sizes], -1)
+        boxes = true_boxes(motion)
         noise = torch.randn(boxes[:, 0].shape, generator=generator, device=boxes.device)
         first = corrected(boxes[:, 0], config.box_jitter * noise)
         trace = self._follow(clip.images, first, motion.present[:, 0], generator)
@@ -262,7 +262,7 @@ class Hart(nn.Module):
                 trace.mask[:, 1:], inside, weight, reduction="none"
             )
             losses["mask"] = _mean(entropy.mean((-1, -2)), there)
-        logs = self.log_weights.clamp(*_LOG_WEIGHTS)[: len(losses)]
+        logs = _LOG_WEIGHT * self.log_weights[: len(losses)].tanh()
         total = sum(w.exp() * x - w for w, x in zip(logs, losses.values(), strict=True))
         squares = sum(p.square().sum() for p in self.parameters() if p.dim() > 1)
         penalty = 0.5 * config.decay * (squares + trace.squares.mean())
@@ -283,7 +283,7 @@ class Hart(nn.Module):
         """IoU, beside that of a box that stays; how well the mask covers the object's cells; the
         mean ratio of the sides of windows and boxes.
         """
-        boxes = torch.cat([clip.motion.positions, clip.motion.sizes], -1)
+        boxes = true_boxes(clip.motion)
         there = clip.motion.present & clip.motion.present[:, :1]
         trace = self._follow(clip.images, boxes[:, 0], there[:, 0], None)
         inside, said = self._inside(trace.windows, boxes), trace.mask > 0

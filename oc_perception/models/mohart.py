@@ -32,6 +32,7 @@ from oc_perception.models.clips import (
     score_blackouts,
     score_boxes,
     test_layout,
+    true_boxes,
 )
 from oc_perception.models.eyes import Eyes
 from oc_perception.models.glimpse import glimpse
@@ -42,7 +43,7 @@ from oc_perception.worlds.motion import Clip
 _MAX_ROOM = 0.5  # a window is at most this much larger than its box
 _LOSSES = ("tracking", "window", "presence", "auxiliary")
 _TAUGHT_NOISE = (0.2, 0.2, 0.05, 0.05)  # in box sizes
-_LOG_WEIGHTS = (-3.0, 2.0)  # so that no loss is switched off, nor takes over once it is solved
+_LOG_WEIGHT = 2.5  # at most, so that no loss is switched off, nor takes over once it is solved
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,20 @@ class Mohart(nn.Module):
         memory = self.core.initial_memory(*present.shape)
         return MohartState(boxes, _widened(boxes, 1 + _MAX_ROOM), boxes, memory, present)
 
+    def start(self, state: MohartState, boxes: Tensor, rows: Tensor) -> MohartState:
+        """`state` in which the `rows` `(B, M)` begin anew, as objects that will be seen at
+        `boxes` in the next frame.
+        """
+        fresh = self.initial_state(boxes, rows)
+
+        def chosen(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(rows[..., None], new, old)
+
+        *places, memory, present = fresh
+        places = (chosen(*pair) for pair in zip(places, state[:3], strict=True))
+        memory = Memory(*(chosen(*pair) for pair in zip(memory, state.memory, strict=True)))
+        return MohartState(*places, memory, present | state.present)
+
     def step(self, state: MohartState, frame: Tensor | None) -> tuple[MohartState, Tensor, Tensor]:
         """What `frame` `(B, 3, H, W)`, in [0, 1], tells: boxes `(B, M, 4)` for `horizon` frames
         later and the probabilities `(B, M)` that the objects are present then. No frame is a black
@@ -232,7 +247,7 @@ class Mohart(nn.Module):
         are left out.
         """
         motion, config = clip.motion, self.config
-        boxes = torch.cat([motion.positions, motion.sizes], -1)
+        boxes = true_boxes(motion)
         device = boxes.device
         black = draw_blackouts(*boxes.shape[:2], config.blackout_rate, generator, device)
         noise = torch.randn(boxes.shape, generator=generator, device=device)
@@ -246,7 +261,7 @@ class Mohart(nn.Module):
             first = corrected(boxes[:, 0], config.box_jitter * noise[:, 0])
             trace = self._follow(images, first, motion.present[:, 0])
         losses = self._losses(trace, clip, boxes, black)
-        log_weights = self.log_weights.clamp(*_LOG_WEIGHTS)
+        log_weights = _LOG_WEIGHT * self.log_weights.tanh()
         total = sum(w.exp() * x - w for w, x in zip(log_weights, losses, strict=True))
         weights = {f"weight_{n}": w.exp() for n, w in zip(_LOSSES, log_weights, strict=True)}
         return {"loss": total, **dict(zip(_LOSSES, losses, strict=True)), **weights}
@@ -287,7 +302,7 @@ class Mohart(nn.Module):
         truth = torch.cat([offset, scale], -1) * seen[..., None]
         error = functional.smooth_l1_loss(trace.found[..., :4], truth, reduction="none", beta=0.1)
         look = (trace.found[..., 4:] - motion.features[..., : self.config.num_features]).square()
-        speed = motion.velocities * motion.dt_s / motion.sizes - trace.velocity
+        speed = motion.velocities * motion.dt_s / boxes[..., 2:] - trace.velocity
         moving = motion.present & motion.present[:, :1]
         return (
             _mean(error.sum(-1), (seen | blind) & moving)
@@ -300,7 +315,7 @@ class Mohart(nn.Module):
         blackouts.
         """
         motion, ahead = clip.motion, self.config.horizon
-        boxes = torch.cat([motion.positions, motion.sizes], -1)
+        boxes = true_boxes(motion)
         there = motion.present & motion.present[:, :1]
         predicted = self._follow(clip.images, boxes[:, 0], there[:, 0]).predicted
         scores = score_boxes(predicted, boxes, there, ahead)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from oc_perception.configuration import from_mapping
 from oc_perception.models.boxes import corrected, mismatch
-from oc_perception.models.clips import score_boxes
+from oc_perception.models.clips import score_boxes, true_boxes
 from oc_perception.models.registry import register_model
 from oc_perception.models.relations import RELATIONS, Core, code
 from oc_perception.worlds.motion import Motion
@@ -63,10 +63,10 @@ class MohartStates(nn.Module):
 
     def forward(self, motion: Motion) -> tuple[Tensor, Tensor]:
         """Boxes `(B, T, M, 4)` and presence logits `(B, T, M)` at `t + horizon`, for every t."""
-        boxes = torch.cat([motion.positions, motion.sizes], -1)
+        boxes = true_boxes(motion)
         moved = motion.velocities * motion.dt_s
         if not self.config.true_velocity:
-            moved = torch.diff(motion.positions, dim=1, prepend=motion.positions[:, :1])
+            moved = torch.diff(boxes[..., :2], dim=1, prepend=boxes[:, :1, :, :2])
         inputs = torch.cat([code(boxes, moved), motion.features], -1)
         memory = self.core.initial_memory(boxes.shape[0], boxes.shape[2])
         readout, _ = self.core(inputs, None, motion.present, memory)
@@ -78,7 +78,7 @@ class MohartStates(nn.Module):
         """Mismatch of boxes from the second frame on, and cross-entropy of presence."""
         boxes, logits = self(motion)
         ahead = self.config.horizon
-        targets = torch.cat([motion.positions, motion.sizes], -1)[:, 1 + ahead :]
+        targets = true_boxes(motion)[:, 1 + ahead :]
         boxes, logits = boxes[:, 1:-ahead], logits[:, 1:-ahead]
         there = motion.present[:, 1 + ahead :]
         scored = (there & motion.present[:, 1:-ahead]).float()
@@ -90,7 +90,7 @@ class MohartStates(nn.Module):
         """Mean IoU `horizon` frames ahead, from the second frame on: of the predicted box, of a
         box that stays, and of one that moves on as in the last frame.
         """
-        boxes = torch.cat([motion.positions, motion.sizes], -1)
+        boxes = true_boxes(motion)
         return score_boxes(self(motion)[0], boxes, motion.present, self.config.horizon)
 
 

@@ -43,7 +43,7 @@ def clip(batch: int = 2, frames: int = 6, objects: int = 4, seed: int = 0) -> Cl
     generator = torch.Generator().manual_seed(seed)
     start = 0.2 + 0.4 * torch.rand(batch, 1, objects, 2, generator=generator)
     velocities = torch.randn(batch, 1, objects, 2, generator=generator).expand(-1, frames, -1, -1)
-    positions = start + 0.01 * torch.arange(frames)[:, None, None] * velocities
+    positions = start + 0.02 * torch.arange(frames)[:, None, None] * velocities
     sizes = torch.full_like(positions, 0.2)
     looks = torch.randint(0, 2, (batch, frames, objects, 1), generator=generator) * 2.0 - 1
     y, x = (torch.arange(32)[:, None] + 0.5) / 40, (torch.arange(40) + 0.5) / 40
@@ -53,7 +53,7 @@ def clip(batch: int = 2, frames: int = 6, objects: int = 4, seed: int = 0) -> Cl
     red = (covered & (looks[..., None] > 0)).any(2)
     images = torch.stack([red, covered.any(2) & ~red, covered.any(2)], 2).float()
     there = torch.ones(batch, frames, objects, dtype=torch.bool)
-    return Clip(images, Motion(positions, 0.3 * velocities, sizes, looks, there, there, 1 / 30))
+    return Clip(images, Motion(positions, 0.6 * velocities, sizes, looks, there, there, 1 / 30))
 
 
 def boxes(sample: Clip) -> torch.Tensor:
@@ -132,6 +132,20 @@ def test_no_frame_is_a_black_one_bit_for_bit():
     assert not torch.equal(seeing[:, 3], blind[:, 3])
 
 
+def test_a_row_that_begins_anew_knows_nothing_of_its_past():
+    model, sample = build(relations="none"), clip()
+    first, rows = boxes(sample)[:, 0], torch.tensor([[False, True, False, True]] * 2)
+    state = model.initial_state(first, ~rows)
+    for frame in (sample.images[:, 0], None):
+        state, _, _ = model.step(state, frame)
+    fresh, frame = model.initial_state(first, rows), sample.images[:, 0]
+    _, kept, _ = model.step(state, frame)
+    _, new, _ = model.step(fresh, frame)
+    state, both, _ = model.step(model.start(state, first, rows), frame)
+    assert state.present.all()
+    assert torch.allclose(both, torch.where(rows[..., None], new, kept), atol=1e-5)
+
+
 def test_windows_stay_within_one_and_a_half_boxes():
     model, sample = build(), clip()
     state = model.initial_state(boxes(sample)[:, 0], torch.ones(2, 4, dtype=torch.bool))
@@ -159,13 +173,17 @@ def test_absent_objects_do_not_count_in_the_loss():
     sample, model = clip(), build()
     present = torch.tensor([True, True, False, False]).expand(2, 6, 4)
     motion = dataclasses.replace(sample.motion, present=present, visible=present)
-    elsewhere = motion.positions + torch.where(present, 0.0, 0.3)[..., None]
-    other = dataclasses.replace(motion, positions=elsewhere)
-    first, second = (
-        model.loss(Clip(sample.images, m), torch.Generator().manual_seed(0))["loss"]
-        for m in (motion, other)
-    )
-    assert torch.allclose(first, second)
+    nowhere = {
+        name: torch.where(present[..., None], getattr(motion, name), 0.0)
+        for name in ("positions", "sizes", "velocities")
+    }
+    other = dataclasses.replace(motion, **nowhere)
+    for progress in (0.0, 1.0):
+        first, second = (
+            model.loss(Clip(sample.images, m), torch.Generator().manual_seed(0), progress)["loss"]
+            for m in (motion, other)
+        )
+        assert first.isfinite() and torch.allclose(first, second)
 
 
 def test_a_few_clips_are_learned_by_heart_and_no_weight_of_a_loss_vanishes():
@@ -184,8 +202,7 @@ def test_a_few_clips_are_learned_by_heart_and_no_weight_of_a_loss_vanishes():
         optimizer.step()
     with torch.inference_mode():
         scores = model.score(sample, generator)
-    assert scores["iou"] > 0.8 > 0.7 > before
-    assert scores["iou"] > scores["iou_frozen"]
+    assert scores["iou"] > max(scores["iou_frozen"], before) + 0.05
 
 
 def test_blackouts_leave_the_first_frames_and_two_between():
