@@ -18,17 +18,50 @@ _TINY = 1e-6
 class Encounter(NamedTuple):
     """Who meets whom in a tick, in units of the contact distance; `(..., M)` for M partners.
 
-    `gaps` now, at closest, at the end; `hit` whether they touch within the tick; `when` `(0..1)`
-    they do or are closest; `normal`, `tangent` `(..., M, 2)` of the line of centres then, pointing
-    to the partner and along the partner's slip; `speeds` of the partner along them, per tick.
+    `gaps` `(..., M, 3)` distances now, at closest, at the end; `hit` whether they touch within the
+    tick; `when` (0 to 1) they do or are closest; `axes` `(..., M, 2, 2)`, in columns: the line of
+    centres then, towards the partner, and across it, along the partner's slip; `speeds` `(..., M,
+    2)` of the partner along both, per tick.
     """
 
-    gaps: tuple[Tensor, Tensor, Tensor]
+    gaps: Tensor
     hit: Tensor
     when: Tensor
-    normal: Tensor
-    tangent: Tensor
-    speeds: tuple[Tensor, Tensor]
+    axes: Tensor
+    speeds: Tensor
+
+    @classmethod
+    def of_directions(
+        cls, gaps: Tensor, hit: Tensor, when: Tensor, normal: Tensor, slip: Tensor
+    ) -> Encounter:
+        """From the unit vector to the partner and the partner's slip, `(..., M, 2)`."""
+        across = torch.stack([-normal[..., 1], normal[..., 0]], -1)
+        aside = (slip * across).sum(-1, keepdim=True)
+        along = (slip * normal).sum(-1, keepdim=True)
+        tangent = torch.where(aside >= 0, across, -across)
+        speeds = torch.cat([along, aside.abs()], -1)
+        return cls(gaps, hit, when, torch.stack([normal, tangent], -1), speeds)
+
+    def joined(self, other: Encounter) -> Encounter:
+        """With the partners of `other` behind these, `(B, N, M + M')`."""
+        return Encounter(*(torch.cat(pair, 2) for pair in zip(self, other, strict=True)))
+
+    def described(self, doubt: Tensor, proportion: Tensor) -> Tensor:
+        """`(..., M, 11)`; `doubt` `(..., M, 2)` variance of offset and slip, `proportion` of the
+        object's size to the contact distance.
+        """
+        return torch.cat(
+            [
+                self.gaps.clamp(max=4) - 1,
+                1 / self.gaps[..., :1].clamp(min=0.5),
+                self.hit[..., None].to(self.when),
+                self.when[..., None],
+                self.speeds,
+                doubt.log() / 8,
+                proportion[..., None].log(),
+            ],
+            -1,
+        )
 
 
 def meeting(offset: Tensor, slip: Tensor) -> Encounter:
@@ -36,23 +69,17 @@ def meeting(offset: Tensor, slip: Tensor) -> Encounter:
     the object, in contact distances.
     """
     along, way = (offset * slip).sum(-1), (slip * slip).sum(-1) + _TINY**2
-    distance = (offset * offset).sum(-1)
     closest = (-along / way).clamp(0, 1)
-    root = along**2 - way * (distance - 1)
-    contact = ((-along - root.clamp(min=_TINY**2).sqrt()) / way).clamp(min=0)
+    root = along**2 - way * ((offset * offset).sum(-1) - 1)
+    contact = (-(along + root.clamp(min=_TINY**2).sqrt()) / way).clamp(min=0)
     hit = (along < 0) & (root > 0) & (contact <= 1)
     when = torch.where(hit, contact, closest)
-    then = offset + slip * when[..., None]
-    normal = then / (_norm(then)[..., None] + _TINY)
-    return _encounter(
-        (distance + _TINY**2).sqrt(),
-        _norm(offset + slip * closest[..., None]),
-        _norm(offset + slip),
-        hit,
-        when,
-        normal,
-        slip,
-    )
+    nothing = torch.zeros_like(when)
+    times = torch.stack([nothing, closest, nothing + 1, when], -1)[..., None]
+    places = offset[..., None, :] + slip[..., None, :] * times  # now, at closest, at the end, then
+    distances = ((places * places).sum(-1) + _TINY**2).sqrt()  # with a gradient at 0
+    normal = places[..., 3, :] / distances[..., 3:]
+    return Encounter.of_directions(distances[..., :3], hit, when, normal, slip)
 
 
 def meeting_with_border(distance: Tensor, slip: Tensor, normal: Tensor) -> Encounter:
@@ -60,52 +87,9 @@ def meeting_with_border(distance: Tensor, slip: Tensor, normal: Tensor) -> Encou
     the border relative to the object, in box widths.
     """
     approach = -(slip @ normal.T)
-    when = ((distance - 1) / approach.clamp(min=_TINY)).clamp(0, 1)
-    when = torch.where(approach > 0, when, 0.0)
     end = distance - approach
     hit = (approach > 0) & (end < 1)
+    when = ((distance - 1) / approach.clamp(min=_TINY)).clamp(0, 1) * (approach > 0)
+    gaps = torch.stack([distance, torch.minimum(distance, end), end], -1)
     slip = slip[..., None, :].expand(*distance.shape, 2)
-    return _encounter(
-        distance, torch.minimum(distance, end), end, hit, when, normal.expand_as(slip), slip
-    )
-
-
-def _encounter(
-    now: Tensor,
-    closest: Tensor,
-    end: Tensor,
-    hit: Tensor,
-    when: Tensor,
-    normal: Tensor,
-    slip: Tensor,
-) -> Encounter:
-    across = torch.stack([-normal[..., 1], normal[..., 0]], -1)
-    along, aside = (slip * normal).sum(-1), (slip * across).sum(-1)
-    tangent = across * torch.where(aside >= 0, 1.0, -1.0)[..., None]
-    return Encounter((now, closest, end), hit, when, normal, tangent, (along, aside.abs()))
-
-
-def described(met: Encounter, doubt: Tensor, proportion: Tensor) -> Tensor:
-    """`(..., M, 11)`; `doubt` `(..., M, 2)` variance of offset and slip, `proportion` of the
-    object's size to the contact distance.
-    """
-    now, closest, end = (gap.clamp(max=4) - 1 for gap in met.gaps)
-    return torch.stack(
-        [
-            now,
-            closest,
-            end,
-            1 / met.gaps[0].clamp(min=0.5),
-            met.hit.to(now),
-            met.when,
-            *met.speeds,
-            *(doubt.log() / 8).unbind(-1),
-            proportion.log(),
-        ],
-        -1,
-    )
-
-
-def _norm(vector: Tensor) -> Tensor:
-    """Length over the last axis, with a gradient at 0."""
-    return ((vector * vector).sum(-1) + _TINY**2).sqrt()
+    return Encounter.of_directions(gaps, hit, when, normal.expand_as(slip), slip)

@@ -38,7 +38,6 @@ from oc_perception.configuration import from_mapping
 from oc_perception.models.encounters import (
     GEOMETRY,
     Encounter,
-    described,
     meeting,
     meeting_with_border,
 )
@@ -145,6 +144,11 @@ class Relational(nn.Module):
         self.border_insets = nn.Parameter(torch.zeros(4))
         self.alone = _network(8 + look + memory, hidden, 6)
         self.remember = nn.GRUCell(5, memory)
+        normals = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+        self.register_buffer("_normals", normals, persistent=False)
+        self.register_buffer("_identity", torch.eye(4), persistent=False)
+        flight = torch.diag(torch.ones(2), 2)  # position gains velocity
+        self.register_buffer("_flight", flight, persistent=False)
 
     @property
     def num_frames(self) -> int:
@@ -204,25 +208,28 @@ class Relational(nn.Module):
         (second axis) pay to others (third).
         """
         means, tick_s = state.means, self.config.tick_s
-        dt = torch.as_tensor(dt_s, dtype=means.dtype, device=means.device)
-        dt = dt.view(-1, 1, 1) if dt.ndim else dt.view(1, 1, 1)
+        dt = torch.as_tensor(dt_s, dtype=means.dtype, device=means.device).view(-1, 1, 1)
         size = state.sizes.mean(-1)  # (B, N)
-        spread = state.covariances.diagonal(dim1=-2, dim2=-1).view(*size.shape, 2, 2).mean(-1)
-        doubt = spread * spread.new_tensor([1.0, tick_s**2]) + _TINY**2  # (B, N, 2)
+        spread = state.covariances.diagonal(dim1=-2, dim2=-1).unflatten(-1, (2, 2)).mean(-1)
+        doubt = torch.stack([spread[..., 0], spread[..., 1] * tick_s**2], -1) + _TINY**2
 
-        effects = [self._meet_borders(state, dt, size, doubt)]
-        attention = means.new_zeros(*size.shape, size.shape[1])
+        met, answer, reach, relative, counts = self._meet_borders(state, dt, size, doubt)
         if self.pairs is not None and size.shape[1] > 1:
-            effect, attention = self._meet_others(state, dt, size, doubt)
-            effects.append(effect)
-        jump, late, pull, noise = (sum(parts) for parts in zip(*effects, strict=True))
+            others, *rest = self._meet_others(state, dt, size, doubt)
+            met = met.joined(others)
+            answer, reach, relative, counts = (
+                torch.cat(pair, 2)
+                for pair in zip((answer, reach, relative, counts), rest, strict=True)
+            )
+        gate = answer[..., 0].sigmoid() * counts
+        (jump, late, pull), noise = self._effect(met, answer, gate, reach, relative, dt)
 
         size, share = size[..., None], dt / tick_s
-        view = means.new_tensor([1.0, state.aspect])
+        edge = torch.stack([means[..., 0] - 0.5, means[..., 1] - state.aspect / 2], -1)
         own = self.alone(
             torch.cat(
                 [
-                    2 * means[..., :2] - view,
+                    2 * edge,
                     means[..., 2:] * tick_s / size,
                     size.log(),
                     (doubt / size**2).log() / 8,
@@ -233,23 +240,22 @@ class Relational(nn.Module):
                 -1,
             )
         )
-        pull = pull + own[..., :2] * (_SMALL * size / tick_s) * share
-        push = own[..., 2:4] * (_SMALL * size) * share
-        transition = _transition(dt)
-        walk, wander = _deviation(own[..., 4:]).square().unbind(-1)
-        walk, wander = walk[..., None] * size**2, wander[..., None] * (size / tick_s) ** 2
-        diagonal = torch.cat([walk, walk, wander, wander], -1) * share
+        unit = size / tick_s
+        pull = pull + own[..., :2] * (_SMALL * unit * share)
+        push = own[..., 2:4] * (_SMALL * size * share)
+        wander = _deviation(own[..., 4:]) * torch.cat([size, unit], -1)
+        diagonal = (wander**2 * share).repeat_interleave(2, -1)
+        transition = self._identity + self._flight * dt[..., None]
         covariances = transition @ state.covariances @ transition.mT + noise
         positions = means[..., :2] + means[..., 2:] * dt + late + pull * (dt / 2) + push
-        return (
-            replace(
-                state,
-                means=torch.cat([positions, means[..., 2:] + jump + pull], -1),
-                covariances=covariances + torch.diag_embed(diagonal),
-                ages_s=state.ages_s + dt[..., 0],
-            ),
-            attention,
+        state = replace(
+            state,
+            means=torch.cat([positions, means[..., 2:] + jump + pull], -1),
+            covariances=covariances + self._identity * diagonal[..., None],
+            ages_s=state.ages_s + dt[..., 0],
         )
+        attention = gate[..., 4:] if gate.shape[2] > 4 else gate.new_zeros(*gate.shape[:2], 1)
+        return state, attention
 
     def update(
         self, state: MotionState, detections: Tensor, noises: Tensor, seen: Tensor
@@ -261,8 +267,7 @@ class Relational(nn.Module):
         innovation = torch.where(mask, detections - means[..., :2], 0.0)
         expected = covariances[..., :2, :2] + noises
         gain = torch.where(mask[..., None], covariances[..., :2] @ _inverse(expected), 0.0)
-        keep = torch.eye(4, dtype=means.dtype, device=means.device)
-        keep = keep - functional.pad(gain, (0, 2))
+        keep = self._identity - functional.pad(gain, (0, 2))
         joseph = keep @ covariances @ keep.mT + gain @ noises @ gain.mT
 
         doubt = expected.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) + _TINY**2
@@ -286,70 +291,62 @@ class Relational(nn.Module):
 
     def _meet_others(
         self, state: MotionState, dt: Tensor, size: Tensor, doubt: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What each object receives from all others, and its attention to them."""
+    ) -> tuple[Encounter, Tensor, Tensor, Tensor, Tensor]:
+        """The encounters of each object with all, `(B, N, N)`, what the network answers, contact
+        distances, doubt relative to them, and which encounters count.
+        """
         positions, velocities = state.means.split(2, -1)
-        count = size.shape[1]
-        reach = (size[:, :, None] + size[:, None]) / 2  # (B, N, N)
+        reach = (size[:, :, None] + size[:, None]) / 2
         offset = (positions[:, None] - positions[:, :, None]) / reach[..., None]
         slip = (velocities[:, None] - velocities[:, :, None]) * (dt / reach)[..., None]
-        met = meeting(offset, slip)
         relative = (doubt[:, :, None] + doubt[:, None]) / reach[..., None] ** 2
+        met = meeting(offset, slip)
         look = state.features
-        products = look[:, :, None] * look[:, None]
-        geometry = described(met, relative, size[:, :, None] / reach)
-        answer = self.pairs(torch.cat([geometry, products], -1), _character(state))
-        alone = torch.eye(count, dtype=torch.bool, device=size.device)
-        apart = state.active[:, :, None] & state.active[:, None] & ~alone
-        return self._effect(met, answer, apart, reach, dt, relative)
+        geometry = met.described(relative, size[:, :, None] / reach)
+        geometry = torch.cat([geometry, look[:, :, None] * look[:, None]], -1)
+        alone = torch.eye(size.shape[1], dtype=torch.bool, device=size.device)
+        counts = state.active[:, :, None] & state.active[:, None] & ~alone
+        return met, self.pairs(geometry, _character(state)), reach, relative, counts
 
     def _meet_borders(
         self, state: MotionState, dt: Tensor, size: Tensor, doubt: Tensor
-    ) -> tuple[Tensor, ...]:
-        """What each object receives from the left, right, upper and lower border of the view."""
+    ) -> tuple[Encounter, Tensor, Tensor, Tensor, Tensor]:
+        """The same for the left, right, upper and lower border of the view, `(B, N, 4)`."""
         positions, velocities = state.means.split(2, -1)
-        normal = positions.new_tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
         limit = positions.new_tensor([0.0, 1.0, 0.0, state.aspect]) - self.border_insets
-        half = state.sizes @ normal.abs().T / 2  # (B, N, 4)
-        distance = (limit - positions @ normal.T - half) / size[..., None] + 1  # touches at 1
-        slip = -velocities * (dt / size[..., None])
-        met = meeting_with_border(distance, slip, normal)
-        reach = size[..., None].expand_as(distance)
+        half = state.sizes @ self._normals.abs().T / 2
+        reach = size[..., None].expand(-1, -1, 4)
+        distance = (limit - positions @ self._normals.T - half) / reach + 1  # touches at 1
+        met = meeting_with_border(distance, -velocities * (dt / size[..., None]), self._normals)
         relative = (doubt / size[..., None] ** 2)[:, :, None].expand(-1, -1, 4, -1)
-        geometry = described(met, relative, torch.ones_like(reach))
+        geometry = met.described(relative, torch.ones_like(reach))
         answer = self.borders(geometry, _character(state))
-        return self._effect(met, answer, state.active[..., None], reach, dt, relative)[0]
+        return met, answer, reach, relative, state.active[..., None].expand(-1, -1, 4)
 
     def _effect(
         self,
         met: Encounter,
         answer: Tensor,
-        counts: Tensor,
+        gate: Tensor,
         reach: Tensor,
-        dt: Tensor,
         doubt: Tensor,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Jump of velocity, way that it makes in the rest of the tick, gain of velocity by
-        acceleration (each `(B, N, 2)`) and covariance added `(B, N, 4, 4)`, summed over partners
-        that count.
+        dt: Tensor,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Summed over partners: jump of velocity, way that it makes in the rest of the tick, gain
+        of velocity by acceleration, each `(B, N, 2)`; and added covariance `(B, N, 4, 4)`.
         """
         tick_s = self.config.tick_s
-        gate = answer[..., 0].sigmoid() * counts
         # A contact changes velocities only where there may be one, given the doubt.
-        clearance = (met.gaps[1] - 1) / (doubt.sum(-1).sqrt() + 0.01)
+        clearance = (met.gaps[..., 1] - 1) / (doubt.sum(-1).sqrt() + 0.01)
         touch = gate * torch.where(met.hit, 1.0, torch.sigmoid(-2 * clearance))
-        axes = torch.stack([met.normal, met.tangent], -1)  # (B, N, M, 2, which)
-        speed = torch.stack(met.speeds, -1) * (reach / dt)[..., None]
-        jump = (axes @ (touch[..., None] * answer[..., 1:3] * speed)[..., None])[..., 0]
         rest = ((1 - met.when) * dt)[..., None]
-        pull = (axes @ (gate[..., None] * answer[..., 3:5])[..., None])[..., 0]
-        pull = pull * (_SMALL * reach / tick_s * (dt / tick_s))[..., None]
+        jump = answer[..., 1:3] * met.speeds * (touch * reach / dt)[..., None]
+        pull = answer[..., 3:5] * (gate * reach * (_SMALL / tick_s**2) * dt)[..., None]
+        total = (met.axes @ torch.stack([jump, jump * rest, pull], -1)).sum(2)
         deviation = _deviation(answer[..., 5:7]) * (touch * reach / tick_s)[..., None]
-        kick = axes * deviation[..., None, :]
-        kick = torch.cat([kick * rest[..., None], kick], -2)  # (B, N, M, 4, which)
-        kick = kick.transpose(2, 3).flatten(3)
-        share = (dt / tick_s)[..., None]
-        return (jump.sum(2), (jump * rest).sum(2), pull.sum(2), kick @ kick.mT * share), gate
+        kick = met.axes * deviation[..., None, :]
+        kick = torch.cat([kick * rest[..., None], kick], -2).transpose(2, 3).flatten(3)
+        return total.unbind(-1), kick @ kick.mT * (dt / tick_s)[..., None]
 
     # ---- learning
 
@@ -512,20 +509,15 @@ def _network(inputs: int, hidden: int, outputs: int, layers: int = 2) -> nn.Sequ
 
 
 def _deviation(answer: Tensor) -> Tensor:
-    """Standard deviation in sizes per tick: small at first, never above 1."""
-    return (answer - 5).clamp(max=0).exp()
+    """Standard deviation in sizes per tick: small at first, never above 1. The factor lets
+    learning reach other orders of magnitude soon.
+    """
+    return (4 * answer - 6).clamp(max=0).exp()
 
 
 def _character(state: MotionState) -> Tensor:
     """`(B, N, F + D)`: look and memory."""
     return torch.cat([state.features, state.memories], -1)
-
-
-def _transition(dt: Tensor) -> Tensor:
-    """Straight flight, `(..., 4, 4)` for `dt` `(..., 1)`."""
-    flight = torch.eye(4, dtype=dt.dtype, device=dt.device).repeat(*dt.shape[:-1], 1, 1)
-    flight[..., 0, 2] = flight[..., 1, 3] = dt[..., 0]
-    return flight
 
 
 def _inverse(matrix: Tensor) -> Tensor:

@@ -62,8 +62,10 @@ def test_meeting_finds_first_contact_and_closest_approach() -> None:
     hits = outside & clear & met.hit
     assert hits.sum() > 100
     assert (met.when - first)[hits].abs().max() < 5e-4
-    assert (met.gaps[1] - distances.min(1).values).abs().max() < 1e-3
-    assert torch.allclose(met.normal.norm(dim=1), torch.ones(2000, dtype=torch.float64), atol=1e-4)
+    assert (met.gaps[:, 1] - distances.min(1).values).abs().max() < 1e-3
+    assert torch.allclose(
+        met.axes[..., 0].norm(dim=1), torch.ones(2000, dtype=torch.float64), atol=1e-4
+    )
 
 
 def test_border_is_met_when_the_box_arrives() -> None:
@@ -73,7 +75,7 @@ def test_border_is_met_when_the_box_arrives() -> None:
     met = meeting_with_border(distance, slip, normal)
     assert met.hit.tolist() == [[[True, False, False, False]]]
     assert met.when[0, 0, 0] == pytest.approx(0.5)
-    assert met.speeds[0][0, 0].tolist() == pytest.approx([-1.0, 1.0, 0.1, -0.1])
+    assert met.speeds[0, 0, :, 0].tolist() == pytest.approx([-1.0, 1.0, 0.1, -0.1])
 
 
 def test_order_of_objects_does_not_matter() -> None:
@@ -108,11 +110,16 @@ def test_pairs_act_alike_in_rotated_and_mirrored_scenes() -> None:
     doubt = torch.full((1, 4, 2), 1e-4, dtype=torch.float64)
     for matrix in (turn, turn @ torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))):
         moved = replace(state, means=(state.means.view(1, 4, 2, 2) @ matrix.T).view(1, 4, 4))
-        (jump, late, pull, _), attention = model._meet_others(state, dt, size, doubt)
-        effect, same_attention = model._meet_others(moved, dt, size, doubt)
-        for before, after in zip((jump, late, pull), effect[:3], strict=True):
+        (still, noise), (turned, other_noise) = (
+            model._effect(met, answer, answer[..., 0].sigmoid() * counts, reach, relative, dt)
+            for met, answer, reach, relative, counts in (
+                model._meet_others(s, dt, size, doubt) for s in (state, moved)
+            )
+        )
+        for before, after in zip(still, turned, strict=True):
             assert torch.allclose(before @ matrix.T, after, atol=1e-10)
-        assert torch.allclose(attention, same_attention, atol=1e-10)
+        block = torch.block_diag(matrix, matrix)
+        assert torch.allclose(block @ noise @ block.T, other_noise, atol=1e-10)
 
 
 def test_without_networks_it_flies_straight() -> None:
