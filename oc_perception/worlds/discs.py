@@ -21,7 +21,7 @@ _ARRIVALS = 0.2  # probability that a disc enters in a frame, while some are mis
 _GOAL_REACHED = 0.1  # widths
 _BAR_WIDTH = 0.12
 _CAMERA_MEMORY, _CAMERA_PULL = 0.9, 0.01  # per frame; the pull keeps the camera near the box
-_MOST_AREA = 0.3  # of the box that discs may cover, so that random places can be found
+_MOST_AREA = 0.15  # of the box that discs may cover, so that random places can be found
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DiscsConfig:
                 )
         if self.rho is not None and not 0 <= self.rho <= 1:
             raise ValueError(f"rho is a probability, from 0 to 1, not {self.rho}")
-        if self.max_rows < high:
+        if REGIMES[self.regime].open_world and self.max_rows < high:
             raise ValueError(f"max_rows must be at least the {high} of num_objects")
 
 
@@ -166,7 +166,8 @@ class Discs(World):
             clash = ((gaps < reach) & pairs).any(2, keepdim=True)
             if not clash.any():
                 return positions
-            positions = torch.where(clash, draw(), positions)
+            first = clash & (clash.cumsum(1) == 1)  # those after it will see where it goes
+            positions = torch.where(first, draw(), positions)
 
     def _meanwhile(self, state: State, wanted: Tensor) -> State:
         """What chance changes from one frame to the next."""
