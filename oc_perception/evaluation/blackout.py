@@ -21,7 +21,7 @@ from oc_perception.evaluation.baselines import FIT_FRAMES, Oracle, oracle_foreca
 from oc_perception.evaluation.blackout_scores import AFTER_FRAMES, SequenceTruth
 from oc_perception.tracking.config import TrackerConfig
 from oc_perception.types import Detection, Segmentation, SensorState
-from oc_perception.worlds.disc_physics import FRAME_S
+from oc_perception.worlds.disc_physics import FRAME_S, REGIMES
 from oc_perception.worlds.discs import DiscMotion, Discs, DiscsConfig
 
 LEVELS = ("s", "p", "b")
@@ -77,6 +77,7 @@ class BlackoutConfig:
             or list(self.lengths) != sorted(set(self.lengths))
         ):
             raise ValueError(f"lengths must be ascending numbers of frames, not {self.lengths}.")
+        self.world(1, 0)  # which checks the rest
 
     @property
     def relational_weights(self) -> str:
@@ -88,6 +89,12 @@ class BlackoutConfig:
         """Checkpoint of its twin that leaves relations out: the same name after `non`."""
         path = Path(self.relational_weights)
         return str(path.with_name(f"non{path.name}"))
+
+    @property
+    def filter(self) -> str:
+        """The classical filter of skill 0; it reflects where there are walls that stand still."""
+        laws = REGIMES[self.regime]
+        return "kalman_walls" if laws.walls and not laws.camera_sd else "kalman"
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -105,7 +112,7 @@ class BlackoutConfig:
     @property
     def diameter_widths(self) -> float:
         """The diameter of a disc (of the middle size), the unit of errors."""
-        return sum(self.world(1, 0).regime.radii)
+        return sum(REGIMES[self.regime].radii)
 
     @property
     def speed_widths_per_s(self) -> float:

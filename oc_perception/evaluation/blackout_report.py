@@ -16,8 +16,6 @@ from oc_perception.evaluation import mot
 from oc_perception.evaluation.blackout_scores import PROBABILITIES, Scores
 from oc_perception.evaluation.forecast import Interval, Statistic, bootstrap
 
-REFERENCES = ("kalman_walls", "oracle")
-"""Trackers between which skill is measured: 0 and 1."""
 HEADLINES = ("fde", "id_recovered", "id_swapped", "id_new", "hota_through", "coverage_90", "anees")
 """What is given an interval."""
 _RATIOS = ("fde", "ade", "nll", "nll_last", "anees", "anees_last", "untracked", "ended", "ghosts",
@@ -38,11 +36,15 @@ def stack(scores: Sequence[Scores]) -> Stacked:
     return {name: np.stack([one[name] for one in scores]) for name in scores[0]}
 
 
-def summarize(scores: Mapping[str, Stacked], columns: Sequence[str]) -> dict[str, Any]:
-    """For each tracker every number by column, the `HEADLINES` with an `_interval`, its skill, and
-    what figures show: error by blind frame and coverage by nominal probability.
+def summarize(
+    scores: Mapping[str, Stacked], columns: Sequence[str], scale: tuple[str, str]
+) -> dict[str, Any]:
+    """For each tracker every number by column, the `HEADLINES` with an `_interval`, its skill on
+    the `scale` between two trackers (0 and 1), and what figures show: error by blind frame and
+    coverage by nominal probability.
     """
-    return {name: _tracker(scores, name, columns) for name in scores}
+    ends = [scores[name]["fde"] for name in scale]
+    return {name: _tracker(own, ends, columns) for name, own in scores.items()}
 
 
 def gain(model: Stacked, twin: Stacked, columns: Sequence[str]) -> dict[str, Any]:
@@ -58,8 +60,7 @@ def gain(model: Stacked, twin: Stacked, columns: Sequence[str]) -> dict[str, Any
     }
 
 
-def _tracker(scores: Mapping[str, Stacked], name: str, columns: Sequence[str]) -> dict[str, Any]:
-    own = scores[name]
+def _tracker(own: Stacked, ends: Sequence[np.ndarray], columns: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     sums = {
         **{key: own[key] for key in _RATIOS},
@@ -75,11 +76,11 @@ def _tracker(scores: Mapping[str, Stacked], name: str, columns: Sequence[str]) -
         result[key] = _columns(_hota(*np.moveaxis(flat.sum(0), -1, 0)), columns)
         if key in HEADLINES:
             result[f"{key}_interval"] = _bounds(_intervals([flat], _hota, columns))
-    if all(reference in scores for reference in REFERENCES):
-        worst, best = (scores[reference]["fde"] for reference in REFERENCES)
-        intervals = _intervals([own["fde"], worst, best], _skill, columns)
-        result["skill"] = {key: _number(i.value) for key, i in intervals.items()}
-        result["skill_interval"] = _bounds(intervals)
+    intervals = _intervals([own["fde"], *ends], _skill, columns)
+    result["skill"] = {key: _number(i.value) for key, i in intervals.items()}
+    result["skill_interval"] = _bounds(intervals)
+    blind, visible = (_ratio(*own[f"fg_ari_{k}"].sum(0).T) for k in ("blind", "visible"))
+    result["fg_ari_retained"] = _columns(_ratio(blind, visible), columns)
     ages = [str(age) for age in range(1, own["error_by_age"].shape[1] + 1)]
     result["error_by_age"] = _columns(
         _ratio(*np.moveaxis(own["error_by_age"].sum(0), -1, 0)), ages

@@ -235,7 +235,7 @@ def test_the_scale_of_skill_goes_from_the_filter_with_walls_to_the_oracle():
     names = ["hold", "kalman", "kalman_walls", "oracle"]
     found = measure(config, tracker_configs(config, names), names)
     scores = {name: stack(found[name]) for name in names}
-    report = summarize(scores, config.columns)
+    report = summarize(scores, config.columns, (config.filter, "oracle"))
     assert report["kalman_walls"]["skill"] == {"2": 0, "10": 0}
     assert report["oracle"]["skill"] == {"2": 1, "10": 1}
     assert report["hold"]["skill"]["10"] < report["kalman"]["skill"]["10"] < 0
@@ -250,6 +250,11 @@ def test_the_scale_of_skill_goes_from_the_filter_with_walls_to_the_oracle():
     saved = gain(scores["kalman_walls"], scores["kalman"], config.columns)["relational_gain"]
     expected = 1 - report["kalman_walls"]["fde"]["10"] / report["kalman"]["fde"]["10"]
     assert saved["10"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_filter_of_skill_0_believes_in_walls_where_they_are():
+    filters = {r: BlackoutConfig(regime=r).filter for r in ("R0", "R1", "R4", "R5")}
+    assert filters == {"R0": "kalman_walls", "R1": "kalman_walls", "R4": "kalman", "R5": "kalman"}
 
 
 def test_equal_seeds_give_equal_numbers_whatever_the_number_of_processes():

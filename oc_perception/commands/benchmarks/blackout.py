@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors, calibration and identities while the sensor is blind, between a Kalman filter that knows
-the walls (skill 0) and the laws of physics (skill 1).
+the walls, if they stand still (skill 0), and the laws of physics (skill 1).
 
 Discs are seen for 20 frames, not for n, and again for 10. Errors are in diameters; shares, also
 of identities, are from 0 to 1; identities are compared 5 frames after. The report maps numbers of
@@ -32,7 +32,6 @@ from oc_perception.evaluation.blackout import (
 )
 from oc_perception.evaluation.blackout_report import (
     HEADLINES,
-    REFERENCES,
     gain,
     stack,
     summarize,
@@ -50,6 +49,7 @@ from oc_perception.progress import Progress
 from oc_perception.worlds.disc_physics import REGIMES
 
 _SEQUENCES = {"s": 64, "p": 16, "b": 4}
+_REFERENCES = ("kalman_walls", "oracle")
 _QUICK = {"s": 4, "p": 1, "b": 1}
 
 
@@ -129,13 +129,14 @@ def run(arguments: argparse.Namespace) -> int:
         found = measure(config, configs, names, workers, progress.advance)
         seconds = progress.finish()
         scores = {name: stack(found[name]) for name in names}
-        trackers = summarize(scores, config.columns)
+        trackers = summarize(scores, config.columns, (config.filter, "oracle"))
         if arguments.figures:
             blackout_plots.draw(config, configs, trackers, arguments.tracker, arguments.figures)
     finally:
         torch.set_num_threads(threads)
     report = {
         "tracker": arguments.tracker,
+        "filter": config.filter,
         **dataclasses.asdict(config),
         **_headlines(trackers, arguments.tracker),
         **_gain(scores, arguments.tracker, config.columns),
@@ -175,7 +176,7 @@ def _chosen(config: BlackoutConfig, tracker: str, everything: bool) -> list[str]
 
     Raises UserError where the tracker's own weights are missing; a table does without others'.
     """
-    wanted = set(TRACKERS) if everything else {tracker, *REFERENCES}
+    wanted = set(TRACKERS) if everything else {tracker, config.filter, *_REFERENCES}
     if tracker == "relational":
         wanted.add("nonrelational")
     for name in LEARNED:
@@ -197,7 +198,7 @@ def _headlines(trackers: dict[str, Any], tracker: str) -> dict[str, Any]:
     names = ("skill", *HEADLINES)
     return {
         **{name: own[name] for name in names},
-        **{f"fde_{reference}": trackers[reference]["fde"] for reference in REFERENCES},
+        **{f"fde_{reference}": trackers[reference]["fde"] for reference in _REFERENCES},
         **{f"{name}_interval": own[f"{name}_interval"] for name in names},
     }
 
@@ -216,15 +217,19 @@ def table(report: dict[str, Any]) -> str:
         "skill": "skill",
         "90 % coverage": "coverage_90",
         "ANEES": "anees",
+        "share without a track": "untracked",
         "identity recovered": "id_recovered",
         "identity swapped": "id_swapped",
         "identity new": "id_new",
         "HOTA through": "hota_through",
+        "FG-ARI retained": "fg_ari_retained",
     }
     columns = list(report["fde"])
     heading = "".join(f"{column:>9}" for column in columns)
     lines = []
     for title, key in blocks.items():
+        if all(scores[key][c] is None for scores in report["trackers"].values() for c in columns):
+            continue
         lines.append(f"{title + ' after blind frames':<38}{heading}")
         for name, scores in report["trackers"].items():
             cells = ("-" if (v := scores[key][c]) is None else f"{v:.3f}" for c in columns)
