@@ -230,13 +230,13 @@ def table(report: dict[str, Any]) -> str:
     for title, key in blocks.items():
         if all(scores[key][c] is None for scores in report["trackers"].values() for c in columns):
             continue
-        lines.append(f"{title + ' after blind frames':<38}{heading}")
+        lines.append(f"{title + ' after blind frames':<42}{heading}")
         for name, scores in report["trackers"].items():
             cells = ("-" if (v := scores[key][c]) is None else f"{v:.3f}" for c in columns)
-            lines.append(f"  {name:<36}" + "".join(f"{cell:>9}" for cell in cells))
+            lines.append(f"  {name:<40}" + "".join(f"{cell:>9}" for cell in cells))
     if any(value is not None for value in report["relational_gain"].values()):
         cells = (f"{value:.3f}" for value in report["relational_gain"].values())
-        lines.append(f"{'relational gain':<38}" + "".join(f"{cell:>9}" for cell in cells))
+        lines.append(f"{'relational gain':<42}" + "".join(f"{cell:>9}" for cell in cells))
     lines.append(
         f"{report['sequences']} sequences of {report['objects']} objects, {report['regime']},"
         f" level {report['level']}, {report['seconds']:.0f} s, {report['machine']}"
