@@ -35,7 +35,8 @@ def mismatch(boxes: Tensor, targets: Tensor) -> Tensor:
 
 
 def corrected(boxes: Tensor, change: Tensor) -> Tensor:
-    """`boxes` moved by `change` `(..., 4)`: of centres in box sizes, and of the sizes' logs."""
+    """`boxes` moved by `change` `(..., 4)`: of centres in box sizes, and of the sizes'
+    logs, by at most a half."""
     sizes = boxes[..., 2:]
     centres = boxes[..., :2] + change[..., :2] * sizes
-    return torch.cat([centres, sizes * change[..., 2:].clamp(-1, 1).exp()], -1)
+    return torch.cat([centres, sizes * change[..., 2:].clamp(-0.5, 0.5).exp()], -1)

@@ -41,8 +41,9 @@ from oc_perception.models.relations import RELATIONS, Core, Memory, code
 from oc_perception.worlds.motion import Clip
 
 _MAX_ROOM = 0.5  # a window is at most this much larger than its box
+_MARGIN = 0.25  # how far outside of the view objects are followed, in image widths
 _LOSSES = ("tracking", "window", "presence", "auxiliary")
-_TAUGHT_NOISE = (0.2, 0.2, 0.05, 0.05)  # in box sizes
+_TAUGHT_NOISE = (0.25, 0.25, 0.05, 0.05)  # in box sizes
 _LOG_WEIGHT = 2.5  # at most, so that no loss is switched off, nor takes over once it is solved
 
 
@@ -202,12 +203,12 @@ class Mohart(nn.Module):
     ) -> tuple[Trace, Memory]:
         """From what was found in frames `(B, T, M, ...)`, after `last` boxes `(B, M, 4)`."""
         with torch.autocast(features.device.type, enabled=False):
-            boxes = corrected(expected, found[..., :4])
+            boxes = self._bounded(corrected(expected, found[..., :4]))
             before = torch.cat([last.unsqueeze(1), boxes[:, :-1]], 1)
             inputs = code(boxes, boxes[..., :2] - before[..., :2])
             inputs = torch.cat([inputs, found[..., 4:]], -1)
             read, memory = self.core(inputs, features, present, memory)
-            following = corrected(boxes, read.step)
+            following = self._bounded(corrected(boxes, read.step))
             trace = Trace(
                 expected,
                 windows,
@@ -221,12 +222,24 @@ class Mohart(nn.Module):
             )
         return trace, memory
 
+    def _bounded(self, boxes: Tensor) -> Tensor:
+        """Boxes near the view, so that a tracker that has lost its object does not run away."""
+        height, width = self.frame_size
+        far = boxes.new_tensor([1 + _MARGIN, height / width + _MARGIN])
+        centres = boxes[..., :2].clamp(min=-_MARGIN).minimum(far)
+        return torch.cat([centres, boxes[..., 2:].clamp(0.01, 1)], -1)
+
     def _follow(self, images: Tensor, boxes: Tensor, present: Tensor) -> Trace:
-        """Through `images` `(B, T, 3, H, W)` from the boxes in the first."""
+        """Through `images` `(B, T, 3, H, W)` from the boxes in the first. Gradients pass through
+        time in memory only: where to look is told in every frame, and long chains of windows that
+        depend on windows diverge.
+        """
         state, traces = self.initial_state(boxes, present), []
         for frame in images.unbind(1):
             state, trace = self._step(state, frame)
             traces.append(trace)
+            expected, windows, boxes = (x.detach() for x in state[:3])
+            state = state._replace(expected=expected, windows=windows, boxes=boxes)
         return Trace(*(torch.cat(parts, 1) for parts in zip(*traces, strict=True)))
 
     def _follow_taught(self, images: Tensor, expected: Tensor, present: Tensor) -> Trace:

@@ -132,6 +132,20 @@ def test_no_frame_is_a_black_one_bit_for_bit():
     assert not torch.equal(seeing[:, 3], blind[:, 3])
 
 
+def test_trackers_that_lost_their_objects_do_not_run_away():
+    model, sample = build(), clip()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    images = [*sample.images.unbind(1)] + 50 * [None]
+    present = torch.ones(2, 4, dtype=torch.bool)
+    state = model.initial_state(boxes(sample)[:, 0], present)
+    with torch.inference_mode():
+        for image in images:
+            state, predicted, _ = model.step(state, image)
+            assert predicted.isfinite().all()
+            assert state.expected.abs().max() <= 1.25
+
+
 def test_a_row_that_begins_anew_knows_nothing_of_its_past():
     model, sample = build(relations="none"), clip()
     first, rows = boxes(sample)[:, 0], torch.tensor([[False, True, False, True]] * 2)
@@ -233,9 +247,9 @@ def test_blackouts_are_scored_by_the_frames_since_the_last_image():
 def test_boxes_overlap_as_they_should():
     box = torch.tensor([0.5, 0.5, 0.2, 0.2])
     assert iou(box, box) == pytest.approx(1)
-    moved = corrected(box, torch.tensor([0.5, 0.0, 0.0, math.log(2)]))
-    assert moved.tolist() == pytest.approx([0.6, 0.5, 0.2, 0.4])
-    assert iou(box, moved) == pytest.approx(0.02 / (0.04 + 0.08 - 0.02))
+    moved = corrected(box, torch.tensor([0.5, 0.0, 0.0, math.log(1.5)]))
+    assert moved.tolist() == pytest.approx([0.6, 0.5, 0.2, 0.3])
+    assert iou(box, moved) == pytest.approx(0.02 / (0.04 + 0.06 - 0.02))
     apart = (box + torch.tensor([0.4, 0.0, 0.0, 0.0])).requires_grad_()
     mismatch(apart, box).backward()
     assert apart.grad[0] > 0, "boxes that are apart must be pulled together"
