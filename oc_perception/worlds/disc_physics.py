@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 FRAME_S = 1 / 30
+_CAMERA_MEMORY, _CAMERA_PULL = 0.9, 0.01  # per frame; the pull keeps the camera near its place
 _TOUCHING = 1e-12  # slower approaches than this (times a distance) are rounding, not collisions
 _RELAXATION_S = 0.5  # time to take up the preferred velocity (Helbing and Molnar 1995, Table 1)
 _CROWD_ACCELERATION = 3.0  # of two people in touch, widths / s^2
@@ -230,3 +231,13 @@ def _away(closing: Tensor, late: Tensor) -> Tensor:
     """
     away = closing + 2 * late
     return torch.where(away > 0, away, closing)
+
+
+def move_camera(camera: Tensor, speed_sd: float, frame_s: float, noise: Tensor) -> Tensor:
+    """One frame of a shaking camera `(B, 2, 2)`, place and velocity: an AR(1) process of standard
+    deviation `speed_sd`, drawn to 0; `noise` `(B, 2)` is standard normal.
+    """
+    place = camera[:, 0] + camera[:, 1] * frame_s
+    velocity = _CAMERA_MEMORY * camera[:, 1] - _CAMERA_PULL / frame_s * place
+    kick = (1 - _CAMERA_MEMORY**2) ** 0.5 * speed_sd
+    return torch.stack([place, velocity + kick * noise], 1)

@@ -13,14 +13,13 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from oc_perception.worlds.disc_physics import FRAME_S, REGIMES, State, advance
+from oc_perception.worlds.disc_physics import FRAME_S, REGIMES, State, advance, move_camera
 from oc_perception.worlds.disc_pictures import DiscMotion, hidden_share, paint, random_looks
 from oc_perception.worlds.scenes import Scenes, World
 
 _ARRIVALS = 0.2  # probability that a disc enters in a frame, while some are missing
 _GOAL_REACHED = 0.1  # widths
 _BAR_WIDTH = 0.12
-_CAMERA_MEMORY, _CAMERA_PULL = 0.9, 0.01  # per frame; the pull keeps the camera near the box
 _MOST_AREA = 0.15  # of the box that discs may cover, so that random places can be found
 
 
@@ -214,11 +213,7 @@ class Discs(World):
         return self.regime.camera_sd / FRAME_S
 
     def _move_camera(self, camera: Tensor, noise: Tensor) -> Tensor:
-        """One frame of `(B, 2, 2)`, place and velocity: an AR(1) process, drawn to the box."""
-        place = camera[:, 0] + camera[:, 1] * FRAME_S
-        velocity = _CAMERA_MEMORY * camera[:, 1] - _CAMERA_PULL / FRAME_S * place
-        kick = math.sqrt(1 - _CAMERA_MEMORY**2) * self._camera_speed
-        return torch.stack([place, velocity + kick * noise], 1)
+        return move_camera(camera, self._camera_speed, FRAME_S, noise)
 
     def _bars(self) -> Tensor:
         """Left and right edges of upright occluders, side by side, `(B, bars, 2)`."""

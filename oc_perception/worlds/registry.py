@@ -16,6 +16,7 @@ from oc_perception.worlds.published import Published
 from oc_perception.worlds.rooms import Rooms
 from oc_perception.worlds.scenes import World
 from oc_perception.worlds.sprites import Sprites
+from oc_perception.worlds.streets import Streets
 from oc_perception.worlds.tabletop import Tabletop
 from oc_perception.worlds.tetrominoes import (
     AmbiguousTetrominoes,
@@ -28,6 +29,7 @@ WORLDS = {
     "published": Published,
     "rooms": Rooms,
     "sprites": Sprites,
+    "streets": Streets,
     "tabletop": Tabletop,
     "tetrominoes": Tetrominoes,
 }
