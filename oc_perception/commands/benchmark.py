@@ -11,6 +11,7 @@ _BENCHMARKS = {
     "discovery": "scores of several training seeds of one recipe",
     "inference": "time per frame of the discovery models",
     "blackout": "errors and identities while the sensor is blind",
+    "tracking": "time per step of motion models and trackers",
     "multistability": "groupings of an ambiguous picture that inference finds",
 }
 
