@@ -35,8 +35,9 @@ def mismatch(boxes: Tensor, targets: Tensor) -> Tensor:
 
 
 def corrected(boxes: Tensor, change: Tensor) -> Tensor:
-    """`boxes` moved by `change` `(..., 4)`: of centres in box sizes, and of the sizes'
-    logs, by at most a half."""
+    """`boxes` moved by `change` `(..., 4)`: of centres in box sizes, and of the sizes' logs. Sizes
+    change by a factor of e at most, with a gradient everywhere: behind a hard limit it is lost.
+    """
     sizes = boxes[..., 2:]
     centres = boxes[..., :2] + change[..., :2] * sizes
-    return torch.cat([centres, sizes * change[..., 2:].clamp(-0.5, 0.5).exp()], -1)
+    return torch.cat([centres, sizes * change[..., 2:].tanh().exp()], -1)

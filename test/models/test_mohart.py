@@ -247,9 +247,12 @@ def test_blackouts_are_scored_by_the_frames_since_the_last_image():
 def test_boxes_overlap_as_they_should():
     box = torch.tensor([0.5, 0.5, 0.2, 0.2])
     assert iou(box, box) == pytest.approx(1)
-    moved = corrected(box, torch.tensor([0.5, 0.0, 0.0, math.log(1.5)]))
+    moved = corrected(box, torch.tensor([0.5, 0.0, 0.0, math.atanh(math.log(1.5))]))
     assert moved.tolist() == pytest.approx([0.6, 0.5, 0.2, 0.3])
     assert iou(box, moved) == pytest.approx(0.02 / (0.04 + 0.06 - 0.02))
+    change = torch.tensor([0.0, 0.0, 4.0, -4.0], requires_grad=True)
+    corrected(box, change).sum().backward()
+    assert (change.grad != 0).all(), "sizes that changed too much must be able to return"
     apart = (box + torch.tensor([0.4, 0.0, 0.0, 0.0])).requires_grad_()
     mismatch(apart, box).backward()
     assert apart.grad[0] > 0, "boxes that are apart must be pulled together"
