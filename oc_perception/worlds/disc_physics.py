@@ -15,7 +15,7 @@ from torch import Tensor
 FRAME_S = 1 / 30
 _CAMERA_MEMORY, _CAMERA_PULL = 0.9, 0.01  # per frame; the pull keeps the camera near its place
 _TOUCHING = 1e-12  # slower approaches than this (times a distance) are rounding, not collisions
-_RELAXATION_S = 0.5  # time to take up the preferred velocity (Helbing and Molnar 1995, Table 1)
+_RELAXATION_S = 0.5  # time to take up the preferred velocity (Helbing and Molnar 1995)
 _CROWD_ACCELERATION = 3.0  # of two people in touch, widths / s^2
 _CROWD_RANGE = 0.05  # over which that decays by e, widths
 

@@ -133,7 +133,7 @@ def iou(first, second, side):
     ("name", "count", "ahead", "frozen", "linear"),
     [("D2", 5, 1, 0.34, 0.47), ("D1", 4, 3, 0.18, 0.46)],
 )
-def test_simple_guesses_score_in_mohart_domains_as_published(name, count, ahead, frozen, linear):
+def test_simple_guesses_score_in_mohart_domains_as_calibrated(name, count, ahead, frozen, linear):
     motion = world(name, 300, num_objects=[count, count]).sample_motion(15 + ahead)
     places = motion.positions
     now, before, later = places[:, 1:15], places[:, :14], places[:, 1 + ahead :]
