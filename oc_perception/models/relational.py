@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -35,12 +34,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oc_perception.configuration import from_mapping
+from oc_perception.models.beliefs import MotionState, inverse
 from oc_perception.models.encounters import (
     GEOMETRY,
     Encounter,
     meeting,
     meeting_with_border,
 )
+from oc_perception.models.motion_training import dynamics_error, follow, score
 from oc_perception.models.registry import register_model
 from oc_perception.worlds.motion import Motion
 
@@ -86,25 +87,6 @@ class RelationalConfig:
             raise ValueError("tick_s and initial_speed must be positive")
         if not 1 < self.visible_frames[0] <= self.visible_frames[1] < self.num_frames:
             raise ValueError("visible_frames must be a range above 1 and below num_frames")
-
-
-@dataclass(frozen=True)
-class MotionState:
-    """Belief about N objects in B scenes, lengths in image widths.
-
-    `means` `(B, N, 4)` position and velocity (1/s); `covariances` `(B, N, 4, 4)`; `memories` `(B,
-    N, D)`; `ages_s` `(B, N)` since the last observation; `sizes` `(B, N, 2)`; `features` `(B, N,
-    F)`; `active` `(B, N)` bool; `aspect` height of the view over its width.
-    """
-
-    means: Tensor
-    covariances: Tensor
-    memories: Tensor
-    ages_s: Tensor
-    sizes: Tensor
-    features: Tensor
-    active: Tensor
-    aspect: float = 1.0
 
 
 class _EdgeNetwork(nn.Module):
@@ -266,7 +248,7 @@ class Relational(nn.Module):
         means, covariances, mask = state.means, state.covariances, seen[..., None]
         innovation = torch.where(mask, detections - means[..., :2], 0.0)
         expected = covariances[..., :2, :2] + noises
-        gain = torch.where(mask[..., None], covariances[..., :2] @ _inverse(expected), 0.0)
+        gain = torch.where(mask[..., None], covariances[..., :2] @ inverse(expected), 0.0)
         keep = self._identity - functional.pad(gain, (0, 2))
         joseph = keep @ covariances @ keep.mT + gain @ noises @ gain.mT
 
@@ -361,137 +343,30 @@ class Relational(nn.Module):
         stride = _draw_integer(1, config.strides, generator)
         motion = replace(motion[:, ::stride][:, : config.num_frames], dt_s=motion.dt_s * stride)
         if config.dynamics_weight and progress < config.dynamics_share:
-            dynamics = self._dynamics(motion, generator)
+            dynamics = dynamics_error(self, motion, config.tick_s, generator)
             return {"loss": dynamics, "dynamics": dynamics}
         first = _draw_integer(*config.visible_frames, generator)
         length = _draw_integer(1, config.num_frames - first, generator)
         blind = range(first, first + length)
         nll = [
-            _negative_log_likelihood(predicted, motion.positions[:, frame])[mask]
-            for frame, predicted, mask in self._follow(motion, blind, generator)
+            predicted.negative_log_likelihood(motion.positions[:, frame])[mask]
+            for frame, predicted, mask in follow(
+                self, motion, blind, generator, config.noise, config.miss
+            )
             if frame > 1
         ]
         nll = torch.cat(nll).mean()
         if not config.dynamics_weight:
             return {"loss": nll, "nll": nll}
         start = _draw_integer(0, max(0, config.num_frames - config.dynamics_frames), generator)
-        dynamics = self._dynamics(motion[:, start : start + config.dynamics_frames], generator)
+        part = motion[:, start : start + config.dynamics_frames]
+        dynamics = dynamics_error(self, part, config.tick_s, generator)
         loss = nll + config.dynamics_weight * dynamics
         return {"loss": loss, "nll": nll, "dynamics": dynamics}
 
-    @torch.no_grad()
     def score(self, motion: Motion, generator: torch.Generator) -> dict[str, float]:
-        """After 20 visible frames with detection noise of 0.02 box widths: error in box widths
-        after 10 and 20 blind frames, coverage of the 90 % ellipse and ANEES over the first 20.
-        """
-        seen, longest = 20, min(20, motion.positions.shape[1] - 20)
-        plain = replace(self.config, noise=(0.02, 0.02), miss=(0.0, 0.0))
-        errors, distances = {}, []
-        for frame, predicted, mask in self._follow(
-            motion, range(seen, seen + longest), generator, plain
-        ):
-            if frame < seen or frame >= seen + longest:
-                continue
-            offset = motion.positions[:, frame] - predicted.means[..., :2]
-            inverse = _inverse(predicted.covariances[..., :2, :2])
-            distance = (offset[..., None, :] @ inverse @ offset[..., None])[..., 0, 0]
-            distances.append(distance[mask])
-            error = offset.norm(dim=-1) / motion.sizes[:, frame].mean(-1)
-            errors[frame - seen + 1] = error[mask].mean().item()
-        distances = torch.cat(distances)
-        return {
-            **{f"fde_{n}": errors[n] for n in (10, 20) if n in errors},
-            "coverage_90": (distances <= -2 * math.log(0.1)).float().mean().item(),
-            "anees": distances.mean().item() / 2,
-        }
-
-    def _follow(
-        self,
-        motion: Motion,
-        blind: range,
-        generator: torch.Generator,
-        config: RelationalConfig | None = None,
-    ) -> Iterator[tuple[int, MotionState, Tensor]]:
-        """Frame, prediction before its detections, and whose prediction counts `(B, N)`: of
-        objects that have been seen before and are still present.
-        """
-        config = config or self.config
-        batch, frames, _ = motion.present.shape
-        device = motion.positions.device
-
-        def uniform(low: float, high: float) -> Tensor:
-            return low + (high - low) * torch.rand(batch, 1, generator=generator, device=device)
-
-        deviation = uniform(*config.noise)[..., None] * motion.sizes.mean(-1)  # (B, T, N)
-        noise = torch.randn(motion.positions.shape, generator=generator, device=device)
-        detections = motion.positions + deviation[..., None] * noise
-        draws = torch.rand(motion.visible.shape, generator=generator, device=device)
-        seen = motion.visible & (draws >= uniform(*config.miss)[..., None])
-        variance = deviation**2
-
-        state = None
-        for frame in range(frames):
-            new = (
-                detections[:, frame],
-                motion.sizes[:, frame],
-                motion.features[:, frame],
-                seen[:, frame],
-                variance[:, frame],
-            )
-            if state is None:
-                state = self.initial_state(*new)
-                continue
-            is_blind = frame in blind
-            known = state.active
-            state, predicted = self.step(
-                replace(state, active=known & motion.present[:, frame]),
-                None if is_blind else detections[:, frame],
-                motion.dt_s,
-                torch.diag_embed(variance[:, frame, :, None].expand(-1, -1, 2)),
-                seen[:, frame],
-            )
-            yield frame, predicted, known & motion.present[:, frame]
-            if not is_blind:
-                state = _with_births(state, self.initial_state(*new), known)
-
-    def _dynamics(self, motion: Motion, generator: torch.Generator) -> Tensor:
-        """Mean squared error of position and way per tick after one tick, over what must be
-        expected of a start that is off by the noise it was given.
-        """
-        before, after = motion[:, :-1], motion[:, 1:]
-        size = before.sizes.mean(-1).flatten(0, 1)
-        tick_s = self.config.tick_s
-
-        def noise(low: float, high: float) -> Tensor:
-            draw = torch.rand(len(size), 1, generator=generator, device=size.device)
-            return 10 ** (low + (high - low) * draw) * size
-
-        deviation = torch.stack([noise(-3, -1), noise(-3.5, -1.5)], -1).repeat_interleave(2, -1)
-        draw = torch.randn(deviation.shape, generator=generator, device=size.device)
-        to_ways = deviation.new_tensor([1.0, 1.0, tick_s, tick_s])
-        truth, target = (
-            torch.cat([part.positions, part.velocities], -1).flatten(0, 1)
-            for part in (before, after)
-        )
-        state = replace(
-            self.initial_state(
-                truth[..., :2],
-                before.sizes.flatten(0, 1),
-                before.features.flatten(0, 1),
-                before.present.flatten(0, 1),
-                size,
-            ),
-            means=truth + draw * deviation / to_ways,
-            covariances=torch.diag_embed((deviation / to_ways) ** 2),
-        )
-        state, _ = self.tick(state, motion.dt_s)
-        error = (state.means - target) * to_ways
-        floor = (3e-3 * size[..., None]) ** 2
-        # a wrong velocity is a wrong position too
-        expected = deviation**2 + deviation.roll(2, -1) ** 2 * to_ways.new_tensor([1, 1, 0, 0])
-        ratio = (error**2 / (expected + floor)).mean(-1)
-        counted = (before.present & after.present).flatten(0, 1)
-        return (1 + ratio[counted]).sqrt().mean() - 1
+        """See `motion_training.score`."""
+        return score(self, motion, generator)
 
 
 def _network(inputs: int, hidden: int, outputs: int, layers: int = 2) -> nn.Sequential:
@@ -518,42 +393,6 @@ def _deviation(answer: Tensor) -> Tensor:
 def _character(state: MotionState) -> Tensor:
     """`(B, N, F + D)`: look and memory."""
     return torch.cat([state.features, state.memories], -1)
-
-
-def _inverse(matrix: Tensor) -> Tensor:
-    """Of positive definite `(..., 2, 2)`."""
-    a, b, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 1]
-    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-b, a], -1)], -2)
-    return adjugate / (a * d - b * b)[..., None, None]
-
-
-def _negative_log_likelihood(state: MotionState, positions: Tensor) -> Tensor:
-    """`(B, N)` of `positions` `(B, N, 2)`, in nats; lengths in box widths."""
-    size = state.sizes.mean(-1)
-    covariance = state.covariances[..., :2, :2] / size[..., None, None] ** 2
-    offset = (positions - state.means[..., :2]) / size[..., None]
-    distance = (offset[..., None, :] @ _inverse(covariance) @ offset[..., None])[..., 0, 0]
-    a, b, d = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
-    return 0.5 * (distance + (a * d - b * b).log()) + math.log(2 * math.pi)
-
-
-def _with_births(state: MotionState, new: MotionState, known: Tensor) -> MotionState:
-    """The state, with objects that were not `known` `(B, N)` and are active in `new` begun."""
-    born = new.active & ~known
-
-    def chosen(old: Tensor, fresh: Tensor) -> Tensor:
-        return torch.where(born.view(*born.shape, *[1] * (old.ndim - 2)), fresh, old)
-
-    return replace(
-        state,
-        means=chosen(state.means, new.means),
-        covariances=chosen(state.covariances, new.covariances),
-        memories=chosen(state.memories, new.memories),
-        ages_s=chosen(state.ages_s, new.ages_s),
-        sizes=new.sizes,
-        features=new.features,
-        active=known | born,
-    )
 
 
 def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oc_perception.models.beliefs import MotionState
 from oc_perception.models.registry import load_model
-from oc_perception.models.relational import MotionState
 from oc_perception.tracking.motion import Belief
 
 if TYPE_CHECKING:

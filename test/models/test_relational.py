@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from oc_perception.models.beliefs import MotionState
 from oc_perception.models.encounters import meeting, meeting_with_border
+from oc_perception.models.motion_training import dynamics_error
 from oc_perception.models.registry import ModelError, create_model
-from oc_perception.models.relational import MotionState, Relational, RelationalConfig
+from oc_perception.models.relational import Relational, RelationalConfig
 from oc_perception.tracking import kalman
 from oc_perception.worlds.discs import Discs
 
@@ -197,7 +199,7 @@ def test_learns_that_discs_bounce() -> None:
 
     def missed() -> float:
         with torch.no_grad():
-            return model._dynamics(test, generator.manual_seed(1)).item()
+            return dynamics_error(model, test, 1 / 30, generator.manual_seed(1)).item()
 
     before = missed()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
