@@ -73,7 +73,7 @@ class MohartConfig:
     num_features: int = 1
     blackout_rate: float = 0.0
     box_jitter: float = 0.05
-    taught: float = 0.4
+    taught: float = 0.3
 
     def __post_init__(self) -> None:
         if self.relations not in RELATIONS:
