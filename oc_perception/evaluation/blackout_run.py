@@ -47,6 +47,8 @@ _CLASSICAL = ("hold", "constant_velocity", "kalman", "kalman_nll", "kalman_walls
 _SESSION = bytes(16)
 _VALIDATION_SEED, _VALIDATION_SEQUENCES = 9_000_001, 64
 _TUNED_AGES = 20
+_EXITS = {"R4": 1.0, "R5": 0.25}
+"""How likely an object leaves that reaches the border of the view; elsewhere there are walls."""
 
 AnyTracker = Tracker | BoxTracker | Oracle
 Runs = Iterator[tuple[int, list[TrackOutput]]]
@@ -92,6 +94,7 @@ def _beliefs(config: BlackoutConfig) -> TrackerConfig:
         "collision_rate_per_s": 0.0,
         "initial_speed_widths_per_s": max(speed_per_axis, 1e-3),
         "horizon_s": 0.0,
+        "exit_probability": _EXITS.get(config.regime, 0.0),
     }
     if config.level == "s":
         settings |= {
