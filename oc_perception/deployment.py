@@ -165,7 +165,7 @@ def _perception(
             (*pictures, ("camera_info", camera_info), ("depth", depth)),
             {**parameters, **chosen},
         ),
-        NodeSpec("tracking_node", namespace, tracks[:1], parameters),
+        NodeSpec("tracking_node", namespace, (*pictures, tracks[0]), parameters),
         NodeSpec(
             "visualization_node",
             namespace,

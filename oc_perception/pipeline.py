@@ -275,5 +275,6 @@ class Perception:
         discovery, segmentation = self.discovery.step(
             state.discovery, frame, stamp_ns, depth, camera_matrix
         )
-        tracker, tracks = self.tracker.step(state.tracker, segmentation, stamp_ns)
+        picture = (frame,) if getattr(self.tracker, "needs_frame", False) else ()
+        tracker, tracks = self.tracker.step(state.tracker, segmentation, stamp_ns, *picture)
         return PerceptionState(discovery, tracker), PerceptionOutput(segmentation, tracks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ from oc_perception.evaluation.replay import replay
 from oc_perception.models.registry import load_model
 from oc_perception.pipeline import Discovery, Perception
 from oc_perception.progress import Progress
-from oc_perception.tracking.config import TrackerConfig
+from oc_perception.tracking.config import TRACKERS, TrackerConfig
 from oc_perception.tracking.reordering import ReorderingTracker
-from oc_perception.tracking.tracker import Tracker
+from oc_perception.tracking.tracker import create_tracker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--topic", help="image topic (default: the only one in the bag)")
     parser.add_argument("--config", type=Path, help="YAML with the keys of TrackerConfig")
+    parser.add_argument(
+        "--tracker",
+        choices=TRACKERS,
+        help="mohart follows objects in the images (default: as in --config, else filter)",
+    )
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument(
         "--threads",
@@ -53,7 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     tracking = read_yaml(arguments.config) if arguments.config else {}
     config = from_mapping(TrackerConfig, tracking)
-    tracker = ReorderingTracker(Tracker(config))
+    if arguments.tracker:
+        config = replace(config, tracker=arguments.tracker)
+    tracker = ReorderingTracker(create_tracker(config))
     model = load_model(arguments.model, arguments.device)
     discovery = Discovery(
         model,

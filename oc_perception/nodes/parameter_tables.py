@@ -30,6 +30,14 @@ _TRANSPORT = Parameter(
     "(sensor_msgs/CompressedImage, JPEG or PNG). Used by the next configure.",
     choices=("raw", "compressed"),
 )
+_THREADS = Parameter(
+    "threads",
+    1,
+    "Threads of the model on the CPU, 0 for all. The small shipped models gain little from "
+    "more than one, and leave the other cores to the robot. Used by the next configure.",
+    0,
+    256,
+)
 
 DISCOVERY = (
     *_COMMON,
@@ -44,14 +52,7 @@ DISCOVERY = (
         "cpu",
         "Device of the model: `cpu`, `cuda`, `cuda:1`. Used by the next configure.",
     ),
-    Parameter(
-        "threads",
-        1,
-        "Threads of the model on the CPU, 0 for all. The small shipped models gain little from "
-        "more than one, and leave the other cores to the robot. Used by the next configure.",
-        0,
-        256,
-    ),
+    _THREADS,
     _TRANSPORT,
     Parameter(
         "use_depth",
@@ -139,10 +140,47 @@ TRACKING = (
         1.0,
         100.0,
     ),
+    _THREADS,
+    _TRANSPORT,
+    Parameter(
+        "image_wait_s",
+        0.1,
+        "How long a segmentation waits for its image with `tracker: mohart`. Used by the next "
+        "configure.",
+        0.0,
+        10.0,
+    ),
     *of_dataclass(
         TrackerConfig,
         "",
         {
+            "tracker": (
+                "`filter` moves objects by `motion_model`; `mohart` follows them in the images, "
+                "and subscribes to these. Used by the next configure.",
+                None,
+                None,
+                ("filter", "mohart"),
+            ),
+            "tracker_weights": (
+                "Checkpoint directory or name of a shipped checkpoint for `mohart`. Used by the "
+                "next configure.",
+            ),
+            "frame_period_s": (
+                "Time between the frames from which the weights of `mohart` were learned.",
+                1e-3,
+                10.0,
+            ),
+            "box_std_sizes": (
+                "Error of a box of `mohart` where something was found, box sizes.",
+                1e-3,
+                10.0,
+            ),
+            "blind_std_sizes_per_s": (
+                "Error of the velocity of a box of `mohart`, by which that of its place grows "
+                "until something is found there again, box sizes/s.",
+                1e-3,
+                100.0,
+            ),
             "motion_model": (
                 "How objects are believed to move: `kalman` each by itself, `relational` learned, "
                 "with regard to one another. Used by the next configure.",
@@ -153,6 +191,12 @@ TRACKING = (
             "motion_weights": (
                 "Checkpoint directory or name of a shipped checkpoint for `relational`. Used by "
                 "the next configure.",
+            ),
+            "motion_features": (
+                "How many of an embedding's first numbers `relational` is told; 0 unless it "
+                "learned what they mean. Used by the next configure.",
+                0,
+                4096,
             ),
             "measurement_std_widths": (
                 "Noise of a centroid on each axis, image widths.",

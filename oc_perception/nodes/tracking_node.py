@@ -2,7 +2,7 @@
 """Follows objects through time: `segmentation` in, `~/tracks` and `~/trajectories` out.
 
 Without an observation (the segmentation says so, or nothing comes at all) tracks are predicted and
-published at the camera's rate until all are lost.
+published at the camera's rate until all are lost. With `tracker: mohart` it also looks at `image`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from dataclasses import replace
 from typing import Any, NamedTuple
+
+import numpy as np
+from sensor_msgs.msg import CompressedImage, Image
 
 from oc_perception import msg as messages
 from oc_perception.nodes import qos
@@ -21,13 +23,13 @@ from oc_perception.nodes.conversions import (
     to_track_array,
     to_trajectory_array,
 )
+from oc_perception.nodes.frames import FrameInput
 from oc_perception.nodes.node import PerceptionNode, run
 from oc_perception.nodes.parameter_tables import TRACKING, tracker_config
 from oc_perception.nodes.timing import NANOSECONDS, Watchdog
-from oc_perception.tracking.motion import create_motion_model
 from oc_perception.tracking.reordering import ReorderingTracker
 from oc_perception.tracking.stamps import DuplicateStampError, StampError
-from oc_perception.tracking.tracker import Tracker
+from oc_perception.tracking.tracker import create_tracker
 from oc_perception.types import Segmentation, SensorState, TrackOutput
 
 
@@ -49,14 +51,27 @@ class TrackingNode(PerceptionNode):
     # ---- life cycle
 
     def configure(self) -> None:
-        """Load the motion model; create publishers and the subscription. Raises ValueError where
+        """Load what is learned; create publishers and subscriptions. Raises ValueError where
         weights are missing or damaged.
         """
-        self._motion_config = tracker_config(self.values)
-        self._motion = create_motion_model(self._motion_config)
+        config = tracker_config(self.values)
+        self._loaded = create_tracker(config)
+        learned = self._loaded.needs_frame or config.motion_model == "relational"
+        if learned and self.value("threads"):
+            import torch  # which takes a while, and nothing else here needs
+
+            torch.set_num_threads(self.value("threads"))
         self._tracks = self.output(messages.TrackArray, "~/tracks")
         self._trajectories = self.output(messages.PredictedTrajectoryArray, "~/trajectories")
         self.input(messages.ObjectSegmentation, "segmentation", self._receive, qos.result())
+        self._frames: FrameInput | None = None
+        if self._loaded.needs_frame:
+            self._frames = FrameInput(self.diagnostics, self.value("image_wait_s"))
+            if self.value("image_transport") == "compressed":
+                compressed = "image/compressed"
+                self.input(CompressedImage, compressed, self._frames.receive, qos.image())
+            else:
+                self.input(Image, "image", self._frames.receive, qos.image())
 
     def activate(self) -> None:
         """Start a new session."""
@@ -74,15 +89,8 @@ class TrackingNode(PerceptionNode):
             self._tracker = self._make_tracker()
 
     def _make_tracker(self) -> ReorderingTracker:
-        """The tracker of the parameters now, with the motion model that `configure` loaded."""
-        loaded = self._motion_config
-        config = replace(
-            tracker_config(self.values),
-            motion_model=loaded.motion_model,
-            motion_weights=loaded.motion_weights,
-        )
-        learned = self._motion if config.motion_model == "relational" else None
-        return ReorderingTracker(Tracker(config, learned))
+        """The tracker of the parameters now, with what `configure` loaded."""
+        return ReorderingTracker(self._loaded.with_config(tracker_config(self.values)))
 
     def check_values(self, values: dict[str, Any]) -> None:
         """Raises ValueError."""
@@ -117,11 +125,18 @@ class TrackingNode(PerceptionNode):
             return
         self._watchdog.observe(stamp_ns, arrival.time_s)
         self._frame_id = arrival.message.header.frame_id
-        self._step(segmentation, stamp_ns)
+        observed = segmentation.sensor_state == SensorState.OK
+        looks = observed and self._frames is not None
+        frame = self._frames.find(stamp_ns, arrival.time_s) if looks else None
+        self._step(segmentation, stamp_ns, frame)
 
-    def _step(self, segmentation: Segmentation | None, stamp_ns: int) -> None:
+    def _step(
+        self, segmentation: Segmentation | None, stamp_ns: int, frame: np.ndarray | None = None
+    ) -> None:
         try:
-            self._state, self._output = self._tracker.step(self._state, segmentation, stamp_ns)
+            self._state, self._output = self._tracker.step(
+                self._state, segmentation, stamp_ns, frame
+            )
         except DuplicateStampError as error:
             self.diagnostics.event("duplicate", str(error))
             return

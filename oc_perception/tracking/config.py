@@ -7,7 +7,7 @@ localisation noise scales with the picture, not with the camera's pixel count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from oc_perception.tracking.kalman import MotionModel
 
 MOTION_MODELS = ("kalman", "relational", "kalman_walls", "constant_velocity", "hold")
 """What `motion_model` can be; the last three serve as measures of the first two."""
+TRACKERS = ("filter", "mohart")
+"""What `tracker` can be."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,21 @@ class TrackerConfig:
     """Parameters of tracking. `_widths` means image widths; all rates and times are in seconds.
 
     Motion. `motion_model` is one of MOTION_MODELS; `relational` is learned and reads the
-    checkpoint `motion_weights`, the others share the following beliefs. Objects on a table slow
-    down (`velocity_decay_per_s`, 0 = constant velocity), are disturbed all the time
+    checkpoint `motion_weights` (of an embedding it is told the first `motion_features` numbers,
+    should it have learned what they mean), the others share the following beliefs. Objects on a
+    table slow down (`velocity_decay_per_s`, 0 = constant velocity), are disturbed all the time
     (`velocity_diffusion_widths`: standard deviation of velocity gained in one second, widths/s)
     and collide now and then (`collision_rate_per_s`, `collision_speed_widths_per_s`: standard
     deviation of the velocity jump on each axis). Rare jumps have the covariance of white
     acceleration noise of density rate x speed^2, which is added. The gate is wide because their
     tails are not Gaussian.
+
+    Sight. With `tracker` `mohart`, objects are not moved by a motion model but followed in the
+    pictures, by the network whose checkpoint is `tracker_weights`, in steps of `frame_period_s`:
+    the time between two frames in which it learned. It says nothing of its errors, so these are
+    stated, in box sizes: `box_std_sizes` of a box where something was found, and
+    `blind_std_sizes_per_s` of its velocity, by which the error grows until something is found
+    there again.
 
     Measurement. `measurement_std_widths` of a centroid on each axis: the default is a third of a
     pixel of a mask 64 wide. A box that is suddenly smaller or larger than the track's is half
@@ -55,8 +65,14 @@ class TrackerConfig:
     a precise position says for it, more than the position after a long blackout does.
     """
 
+    tracker: str = "filter"
+    tracker_weights: str = "mohart_d3a_cpu"
+    frame_period_s: float = 1 / 30
+    box_std_sizes: float = 0.1
+    blind_std_sizes_per_s: float = 1.0
     motion_model: str = "kalman"
     motion_weights: str = "relational_tabletop"
+    motion_features: int = 0
     measurement_std_widths: float = 0.3 / 64
     systematic_std_widths: float = 0.01
     occlusion_shift: float = 0.5
@@ -94,6 +110,7 @@ class TrackerConfig:
 
     def __post_init__(self) -> None:
         may_be_zero = {
+            "motion_features",
             "systematic_std_widths",
             "occlusion_shift",
             "velocity_decay_per_s",
@@ -119,6 +136,9 @@ class TrackerConfig:
         if self.motion_model not in MOTION_MODELS:
             names = ", ".join(MOTION_MODELS)
             raise ValueError(f"motion_model {self.motion_model!r} is unknown: choose {names}.")
+        if self.tracker not in TRACKERS:
+            names = " or ".join(TRACKERS)
+            raise ValueError(f"tracker {self.tracker!r} is unknown: choose {names}.")
         for parameter in fields(self):
             value = getattr(self, parameter.name)
             if isinstance(value, str):
@@ -143,3 +163,9 @@ class TrackerConfig:
             + self.collision_rate_per_s * self.collision_speed_widths_per_s**2
         )
         return MotionModel(density * image_width_px**2, self.velocity_decay_per_s)
+
+
+def loaded_as(loaded: TrackerConfig, config: TrackerConfig) -> TrackerConfig:
+    """`config`, but what takes loading as in `loaded`."""
+    names = ("tracker", "tracker_weights", "motion_model", "motion_weights", "motion_features")
+    return replace(config, **{name: getattr(loaded, name) for name in names})

@@ -31,6 +31,7 @@ class Taken:
     before: TrackerState
     segmentation: Segmentation
     stamp_ns: int
+    frame: np.ndarray | None = None  # kept for a tracker that needs it
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class ReorderingTracker:
         """The tracker's."""
         return self.tracker.config
 
+    @property
+    def needs_frame(self) -> bool:
+        """The tracker's."""
+        return self.tracker.needs_frame
+
     def initial_state(
         self, session: bytes, image_size: tuple[int, int] | None = None
     ) -> ReorderingState:
@@ -62,7 +68,11 @@ class ReorderingTracker:
         return ReorderingState(self.tracker.initial_state(session, image_size))
 
     def step(
-        self, state: ReorderingState, segmentation: Segmentation | None, stamp_ns: int
+        self,
+        state: ReorderingState,
+        segmentation: Segmentation | None,
+        stamp_ns: int,
+        frame: np.ndarray | None = None,
     ) -> tuple[ReorderingState, TrackOutput]:
         """As the tracker's, but a late observation within the window is taken too.
 
@@ -74,16 +84,20 @@ class ReorderingTracker:
             tracker, output = self.tracker.step(state.tracker, segmentation, stamp_ns)
             kept = state.taken if tracker.session == state.tracker.session else ()
             return ReorderingState(tracker, kept), output
+        frame = frame if self.needs_frame else None
         newer = self._newer(state, stamp_ns)
         if not newer:
-            tracker, output = self.tracker.step(state.tracker, segmentation, stamp_ns)
-            return self._with(state, Taken(state.tracker, segmentation, stamp_ns), tracker), output
+            tracker, output = self.tracker.step(state.tracker, segmentation, stamp_ns, frame)
+            taken = Taken(state.tracker, segmentation, stamp_ns, frame)
+            return self._with(state, taken, tracker), output
 
         again = ReorderingState(newer[0].before, state.taken[: -len(newer)])
-        late = Taken(newer[0].before, segmentation, stamp_ns)
+        late = Taken(newer[0].before, segmentation, stamp_ns, frame)
         for taken in (late, *newer):
             taken = replace(taken, before=again.tracker)
-            tracker, output = self.tracker.step(again.tracker, taken.segmentation, taken.stamp_ns)
+            tracker, output = self.tracker.step(
+                again.tracker, taken.segmentation, taken.stamp_ns, taken.frame
+            )
             again = self._with(again, taken, tracker)
         return again, _corrected(state.tracker, again.tracker, output)
 

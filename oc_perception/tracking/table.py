@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,6 +85,7 @@ class TrackTable:
         return self.with_columns(
             means=belief.means,
             covariances=belief.covariances,
+            sizes=belief.sizes,
             memories=belief.memories,
             **columns,
         )
@@ -148,3 +150,14 @@ class Observations:
             scores=np.array([d.score for d in detections], np.float64),
             appearances=np.concatenate([embeddings, np.log(sizes)], 1),
         )
+
+
+class Sightings(NamedTuple):
+    """Where tracks `rows` `(M,)` were seen: `positions` `(M, 2)` with error covariances `noises`
+    `(M, 2, 2)`, and `sizes` `(M, 2)`; px.
+    """
+
+    rows: np.ndarray
+    positions: np.ndarray
+    sizes: np.ndarray
+    noises: np.ndarray

@@ -21,12 +21,12 @@ from oc_perception.tracking.association import (
     chi_square_gate,
     position_log_likelihood,
 )
-from oc_perception.tracking.config import TrackerConfig
+from oc_perception.tracking.config import TrackerConfig, loaded_as
 from oc_perception.tracking.life_cycle import born, expired, missed, stayed
-from oc_perception.tracking.motion import MotionModel, create_motion_model
+from oc_perception.tracking.motion import Belief, MotionModel, create_motion_model
 from oc_perception.tracking.output import describe, track_states, trajectories
 from oc_perception.tracking.stamps import check_stamp
-from oc_perception.tracking.table import Observations, TrackTable
+from oc_perception.tracking.table import Observations, Sightings, TrackTable
 from oc_perception.types import (
     UNLABELLED,
     Segmentation,
@@ -59,9 +59,11 @@ class TrackerState:
 class Tracker:
     """Detections in, identities with states, covariances and predicted trajectories out.
 
-    `motion` overrides the motion model that `config` names. Raises ValueError where that one
-    cannot be loaded.
+    Whether a tracker wants to see the pictures, too, is in `needs_frame`. `motion` overrides the
+    motion model that `config` names. Raises ValueError where that one cannot be loaded.
     """
+
+    needs_frame = False
 
     def __init__(
         self, config: TrackerConfig | None = None, motion: MotionModel | None = None
@@ -71,6 +73,12 @@ class Tracker:
         self._gate = chi_square_gate(self.config.gate_probability)
         steps = round(self.config.horizon_s / self.config.horizon_step_s)
         self._horizon_s = self.config.horizon_step_s * np.arange(1, steps + 1)
+
+    def with_config(self, config: TrackerConfig) -> Tracker:
+        """The same tracker with other settings; what it has loaded stays."""
+        config = loaded_as(self.config, config)
+        learned = config.motion_model == "relational"
+        return Tracker(config, self.motion if learned else None)
 
     def initial_state(
         self, session: bytes, image_size: tuple[int, int] | None = None
@@ -83,9 +91,13 @@ class Tracker:
         return TrackerState(session, image_size)
 
     def step(
-        self, state: TrackerState, segmentation: Segmentation | None, stamp_ns: int
+        self,
+        state: TrackerState,
+        segmentation: Segmentation | None,
+        stamp_ns: int,
+        frame: np.ndarray | None = None,
     ) -> tuple[TrackerState, TrackOutput]:
-        """Advance to `stamp_ns`.
+        """Advance to `stamp_ns`; `frame` `(H, W, 3)` uint8 RGB is the picture that was segmented.
 
         None, or a segmentation whose `sensor_state` is not OK, is *no observation*: tracks coast
         and the anchor stays. A segmentation without detections is an observation of nothing, and
@@ -101,7 +113,7 @@ class Tracker:
         if segmentation is None or segmentation.sensor_state != SensorState.OK:
             sensor_state = segmentation.sensor_state if segmentation else SensorState.STALE
             return self._step_blind(state, stamp_ns, sensor_state)
-        return self._step_observed(state, segmentation, stamp_ns)
+        return self._step_observed(state, segmentation, stamp_ns, frame)
 
     def check_stamp(self, state: TrackerState, stamp_ns: int) -> bool:
         """Whether a step at `stamp_ns` starts a new session. Raises StampError where the step
@@ -130,13 +142,17 @@ class Tracker:
         return state, self._output(state, predicted, gone, lost, stamp_ns, sensor_state)
 
     def _step_observed(
-        self, state: TrackerState, segmentation: Segmentation, stamp_ns: int
+        self,
+        state: TrackerState,
+        segmentation: Segmentation,
+        stamp_ns: int,
+        frame: np.ndarray | None,
     ) -> tuple[TrackerState, TrackOutput]:
         config = self.config
         seen = Observations.of(segmentation.objects)
         state = self._fitted(state, segmentation, seen)
         dt_s = (stamp_ns - state.anchor_ns) * 1e-9 if state.anchor_ns else 0.0
-        tracks = self._predicted(state, stamp_ns)
+        tracks = self._predicted(state, stamp_ns, frame)
         tracks = tracks.with_columns(ages=tracks.ages + 1)
         tracks, lost_before = tracks.split(expired(config, tracks, stamp_ns))
 
@@ -144,12 +160,11 @@ class Tracker:
         rows, columns, evidence = self._associate(state, tracks, seen, noises, dt_s)
         tracks = missed(config, tracks, rows, state.image_size, dt_s)
         if len(tracks):
-            at, noises = seen.positions[columns], noises[rows, columns]
-            belief = self.motion.update(tracks.belief, state.image_size, rows, at, noises)
-            tracks = tracks.moved(belief)
-        tracks, appearance = self._matched(
-            state, tracks, rows, seen, columns, evidence, dt_s, stamp_ns
-        )
+            at = Sightings(
+                rows, seen.positions[columns], seen.sizes[columns], noises[rows, columns]
+            )
+            tracks = tracks.moved(self._placed(tracks.belief, state.image_size, at, dt_s, frame))
+        tracks, appearance = self._matched(state, tracks, rows, seen, columns, evidence, stamp_ns)
         tracks, lost = tracks.split(expired(config, tracks, stamp_ns))
 
         new = born(config, seen, columns, tracks, state.next_id, state.image_size[1], stamp_ns)
@@ -206,17 +221,46 @@ class Tracker:
             )
         return replace(state, image_size=tuple(size), tracks=tracks, appearance=appearance)
 
-    def _predicted(self, state: TrackerState, stamp_ns: int) -> TrackTable:
+    def _predicted(
+        self, state: TrackerState, stamp_ns: int, frame: np.ndarray | None = None
+    ) -> TrackTable:
         """Tracks at `stamp_ns`, unseen; survival, like motion, depends on elapsed time only."""
         tracks = state.tracks
         if not len(tracks):
             return tracks
         dt_s = (stamp_ns - state.anchor_ns) * 1e-9
-        belief = self.motion.predict(tracks.belief, state.image_size, dt_s)
+        # All are lost by then, and a model that goes in steps would never come to an end.
+        moving_s = min(dt_s, self.config.max_coast_s)
+        belief = self._moved(tracks.belief, state.image_size, moving_s, frame)
         moved = tracks.moved(belief, labels=np.full(len(tracks), UNLABELLED))
         survival = np.exp(-dt_s / self.config.lifetime_s)
         survival = survival * stayed(self.config, tracks, moved, state.image_size)
         return moved.with_columns(existence=tracks.existence * survival)
+
+    def _moved(
+        self,
+        belief: Belief,
+        image_size: tuple[int, int],
+        dt_s: float,
+        frame: np.ndarray | None,
+    ) -> Belief:
+        """`belief` `dt_s` seconds later, where there is this `frame`, if any."""
+        return self.motion.predict(belief, image_size, dt_s)
+
+    def _placed(
+        self,
+        belief: Belief,
+        image_size: tuple[int, int],
+        at: Sightings,
+        dt_s: float,
+        frame: np.ndarray | None,
+    ) -> Belief:
+        """`belief` once it is known where objects are, `dt_s` after the last observation."""
+        updated = self.motion.update(belief, image_size, at.rows, at.positions, at.noises)
+        blend = -np.expm1(-dt_s / self.config.size_smoothing_s)
+        sizes = belief.sizes.copy()
+        sizes[at.rows] += blend * (at.sizes - sizes[at.rows])
+        return replace(updated, sizes=sizes)
 
     def _measurement_noise(
         self, tracks: TrackTable, seen: Observations, width: float
@@ -266,7 +310,6 @@ class Tracker:
         seen: Observations,
         columns: np.ndarray,
         evidence: np.ndarray,
-        dt_s: float,
         stamp_ns: int,
     ) -> tuple[TrackTable, AppearanceModel | None]:
         """What else than motion the tracks in `rows` learn from the detections in `columns`."""
@@ -280,13 +323,11 @@ class Tracker:
             config.appearance_memory_frames,
             20 * config.appearance_memory_frames,
         )
-        blend = -np.expm1(-dt_s / config.size_smoothing_s)
-        sizes, existence = tracks.sizes[rows], tracks.existence[rows]
+        existence = tracks.existence[rows]
         alive = existence * np.exp(np.minimum(evidence, 50.0))
         hits = tracks.hits[rows] + 1
         tracks = tracks.with_rows(
             rows,
-            sizes=sizes + blend * (seen.sizes[columns] - sizes),
             existence=alive / (alive + 1 - existence),
             confirmed=tracks.confirmed[rows] | (hits >= config.confirm_hits),
             hits=hits,
@@ -336,6 +377,23 @@ class Tracker:
             ),
             trajectories=futures,
         )
+
+
+def create_tracker(config: TrackerConfig) -> Tracker:
+    """The tracker that `config.tracker` names.
+
+    Raises ValueError where weights are missing or damaged, or torch is not installed.
+    """
+    if config.tracker == "filter":
+        return Tracker(config)
+    try:
+        from oc_perception.tracking.mohart import MohartTracker  # needs torch
+    except ImportError as error:
+        raise ValueError(
+            f"tracker {config.tracker!r} cannot be used ({error}): install torch, or choose "
+            "tracker filter."
+        ) from error
+    return MohartTracker(config)
 
 
 def _unreported(state: TrackerState, lost: TrackTable) -> TrackTable:
