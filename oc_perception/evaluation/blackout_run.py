@@ -101,6 +101,7 @@ def _beliefs(config: BlackoutConfig) -> TrackerConfig:
             "systematic_std_widths": 0.0,
             "detection_probability": min(0.99, 1 - config.miss),
             "clutter_per_frame": max(0.01, config.clutter),
+            "motion_features": 1,  # the charge
         }
     return TrackerConfig(**settings)
 

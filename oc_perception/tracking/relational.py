@@ -36,6 +36,7 @@ class RelationalMotion:
         # In double precision, like the rest of tracking; the networks are small.
         self._model = load_model(config.motion_weights, task="motion").double()
         self.memory_size = self._model.config.memory + 1  # and the time since the last observation
+        self._told = config.motion_features
         self._origin: tuple[np.ndarray, tuple[int, int]] | None = None
         self._ticks: list[MotionState] = []
 
@@ -103,9 +104,8 @@ class RelationalMotion:
 
     def _state(self, belief: Belief, image_size: tuple[int, int]) -> MotionState:
         height, width = image_size
-        look = self._model.config.num_features
-        features = np.zeros((len(belief.means), look))
-        given = belief.features[:, :look]
+        features = np.zeros((len(belief.means), self._model.config.num_features))
+        given = belief.features[:, : min(features.shape[1], self._told)]
         features[:, : given.shape[1]] = given
         means = belief.means.copy()
         means[:, :2] += 0.5  # the left edge of the image is at -0.5 px

@@ -115,6 +115,18 @@ def test_update_pulls_to_the_detection_and_sets_the_clock_back(config: TrackerCo
     assert after.memories[:, -1] == pytest.approx([0.1, 0.0, 0.1, 0.0])
 
 
+def test_embeddings_are_not_told_unless_asked_for(config: TrackerConfig) -> None:
+    def moved(told: int, features: float) -> np.ndarray:
+        motion = RelationalMotion(replace(config, motion_features=told))
+        belief = _belief(motion.memory_size)
+        belief = replace(belief, features=np.full_like(belief.features, features))
+        return motion.predict(belief, SIZE, 0.1).means
+
+    assert np.array_equal(moved(0, 1.0), moved(0, 7.0))
+    assert np.array_equal(moved(0, 1.0), moved(1, 0.0))
+    assert not np.allclose(moved(1, 1.0), moved(1, 7.0))
+
+
 def test_weights_of_another_kind_are_refused() -> None:
     with pytest.raises(ModelError, match="discovery"):
         RelationalMotion(TrackerConfig(motion_model="relational", motion_weights="monet_demo"))
