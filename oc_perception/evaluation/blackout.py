@@ -69,6 +69,8 @@ class BlackoutConfig:
         for name in ("speed", "noise", "clutter"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}.")
+        if self.level != "s" and (self.miss or self.clutter):
+            raise ValueError("miss and clutter are of level s: pictures have misses of their own.")
         if not 0 <= self.miss < 1:
             raise ValueError(f"miss is a probability below 1, not {self.miss}.")
         if (

@@ -142,7 +142,7 @@ def score_runs(
     """All columns of one sequence from the runs of one tracker."""
     if config.schedule != "blackout":
         _, outputs = next(runs)
-        return score_run(truth, outputs, seen, config.lengths)
+        return score_run(truth, outputs, seen, config.lengths, several=True)
     parts: dict[int, Scores] = {}
     for start, outputs in runs:
         frames = slice(0, start + AFTER_FRAMES)

@@ -64,7 +64,9 @@ class SequenceTruth:
     @property
     def in_view(self) -> np.ndarray:
         """`(T, N)`: present, with the centre inside the image, hidden by others or not."""
-        inside = (self.positions >= -0.5) & (self.positions <= np.array(self.image_size[::-1]))
+        inside = (self.positions >= -0.5) & (
+            self.positions <= np.array(self.image_size[::-1]) - 0.5
+        )
         return self.present & inside.all(-1)
 
 
@@ -134,15 +136,15 @@ def score_run(
     outputs: Sequence[TrackOutput],
     seen: np.ndarray,
     lengths: Sequence[int],
+    several: bool = False,
 ) -> Scores:
     """Score the `outputs` of every frame of `truth`, of which `seen` `(T,)` were.
 
     Columns are `lengths`, for which a blackout counts that is at least as long (its identities in
-    the column of the greatest length that it reaches), and, in a sequence with several blackouts,
+    the column of the greatest length that it reaches), and, where there may be `several`, one for
     everything together.
     """
     blackouts = find_blackouts(seen)
-    several = len(blackouts) > 1
     columns = len(lengths) + several
     scores = _zeros(columns, max(lengths))
     for start, length in blackouts:
@@ -158,9 +160,8 @@ def score_run(
         errors = np.where(event.counted, event.errors, 0.0)[:ages]
         scores["error_by_age"][:ages, 0] += errors.sum(1)
         scores["error_by_age"][:ages, 1] += event.counted[:ages].sum(1)
-    if several:
-        start = blackouts[0][0]
-        end = sum(blackouts[-1])
+    if several and blackouts:
+        start, end = blackouts[0][0], sum(blackouts[-1])
         _add_aftermath(scores, -1, truth, outputs, seen, start, end - start)
     _add_multi_object(scores, -1, truth, outputs, seen)
     if truth.labels is not None:

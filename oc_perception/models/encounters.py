@@ -56,7 +56,7 @@ class Encounter(NamedTuple):
                 1 / self.gaps[..., :1].clamp(min=0.5),
                 self.hit[..., None].to(self.when),
                 self.when[..., None],
-                self.speeds,
+                self.speeds.clamp(-2, 2),
                 doubt.log() / 8,
                 proportion[..., None].log(),
             ],

@@ -48,6 +48,7 @@ from oc_perception.worlds.motion import Motion
 _TINY = 1e-6
 _ANSWERS = 7  # gate, two jumps, two accelerations, two log standard deviations
 _SMALL = 0.1  # a common acceleration, in sizes per tick
+_LARGEST_JUMP, _LARGEST_PULL = 2.5, 10.0  # answers beyond which no motion has gone
 
 
 @dataclass(frozen=True)
@@ -179,14 +180,14 @@ class Relational(nn.Module):
         return self.update(predicted, detections, noises, seen), predicted
 
     def predict(self, state: MotionState, dt_s: float) -> MotionState:
-        """The belief after `dt_s`, in equal ticks."""
-        ticks = max(1, math.ceil(dt_s / self.config.tick_s - 1e-6))
+        """The belief after `dt_s` >= 0, in equal ticks."""
+        ticks = math.ceil(dt_s / self.config.tick_s - 1e-6)
         for _ in range(ticks):
             state, _ = self.tick(state, dt_s / ticks)
         return state
 
     def tick(self, state: MotionState, dt_s: float | Tensor) -> tuple[MotionState, Tensor]:
-        """One tick of `dt_s` (a number, or `(B,)`), and the attention `(B, N, N)` that objects
+        """One tick of `dt_s` > 0 (a number, or `(B,)`), and the attention `(B, N, N)` that objects
         (second axis) pay to others (third).
         """
         means, tick_s = state.means, self.config.tick_s
@@ -223,16 +224,20 @@ class Relational(nn.Module):
             )
         )
         unit = size / tick_s
-        pull = pull + own[..., :2] * (_SMALL * unit * share)
-        push = own[..., 2:4] * (_SMALL * size * share)
+        given, push = own[..., :4].clamp(-_LARGEST_PULL, _LARGEST_PULL).chunk(2, -1)
+        pull = pull + given * (_SMALL * unit * share)
+        push = push * (_SMALL * size * share)
         wander = _deviation(own[..., 4:]) * torch.cat([size, unit], -1)
         diagonal = (wander**2 * share).repeat_interleave(2, -1)
         transition = self._identity + self._flight * dt[..., None]
         covariances = transition @ state.covariances @ transition.mT + noise
         positions = means[..., :2] + means[..., 2:] * dt + late + pull * (dt / 2) + push
+        # Nothing crosses the view within a tick. Where a scene is unlike all that was learned,
+        # errors could otherwise feed each other without end.
+        velocities = (means[..., 2:] + jump + pull).clamp(-1 / tick_s, 1 / tick_s)
         state = replace(
             state,
-            means=torch.cat([positions, means[..., 2:] + jump + pull], -1),
+            means=torch.cat([positions, velocities], -1),
             covariances=covariances + self._identity * diagonal[..., None],
             ages_s=state.ages_s + dt[..., 0],
         )
@@ -322,8 +327,15 @@ class Relational(nn.Module):
         clearance = (met.gaps[..., 1] - 1) / (doubt.sum(-1).sqrt() + 0.01)
         touch = gate * torch.where(met.hit, 1.0, torch.sigmoid(-2 * clearance))
         rest = ((1 - met.when) * dt)[..., None]
-        jump = answer[..., 1:3] * met.speeds * (touch * reach / dt)[..., None]
-        pull = answer[..., 3:5] * (gate * reach * (_SMALL / tick_s**2) * dt)[..., None]
+        jump = (
+            answer[..., 1:3].clamp(-_LARGEST_JUMP, _LARGEST_JUMP)
+            * met.speeds
+            * (touch * reach / dt)[..., None]
+        )
+        pull = (
+            answer[..., 3:5].clamp(-_LARGEST_PULL, _LARGEST_PULL)
+            * (gate * reach * (_SMALL / tick_s**2) * dt)[..., None]
+        )
         total = (met.axes @ torch.stack([jump, jump * rest, pull], -1)).sum(2)
         deviation = _deviation(answer[..., 5:7]) * (touch * reach / tick_s)[..., None]
         kick = met.axes * deviation[..., None, :]

@@ -101,6 +101,7 @@ def _beyond(config: TrackerConfig, tracks: TrackTable, image_size: tuple[int, in
 
 
 def expired(config: TrackerConfig, tracks: TrackTable, stamp_ns: int) -> np.ndarray:
-    """Which rows `(N,)` exist too little, or went unseen too long, at `stamp_ns`."""
+    """Which rows `(N,)` exist too little, went unseen too long, or are nowhere, at `stamp_ns`."""
     coast_s = (stamp_ns - tracks.last_seen_ns) * 1e-9
-    return (tracks.existence < config.min_existence) | (coast_s > config.max_coast_s)
+    nowhere = ~np.isfinite(tracks.means).all(1)
+    return (tracks.existence < config.min_existence) | (coast_s > config.max_coast_s) | nowhere

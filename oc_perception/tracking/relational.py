@@ -37,7 +37,7 @@ class RelationalMotion:
         self._model = load_model(config.motion_weights, task="motion").double()
         self.memory_size = self._model.config.memory + 1  # and the time since the last observation
         self._told = config.motion_features
-        self._origin: tuple[np.ndarray, tuple[int, int]] | None = None
+        self._origin: tuple[Belief, tuple[int, int]] | None = None
         self._ticks: list[MotionState] = []
 
     @torch.inference_mode()
@@ -51,6 +51,8 @@ class RelationalMotion:
         self, belief: Belief, image_size: tuple[int, int], times_s: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """See MotionModel."""
+        if not len(times_s):
+            return np.zeros((len(belief.means), 0, 4)), np.zeros((len(belief.means), 0, 4, 4))
         state = self._after(belief, image_size, times_s)
         means, covariances = _to_pixels(state, image_size)
         return means.swapaxes(0, 1), covariances.swapaxes(0, 1)
@@ -85,10 +87,8 @@ class RelationalMotion:
         self, belief: Belief, image_size: tuple[int, int], times_s: np.ndarray
     ) -> MotionState:
         """One scene for each of `times_s` `(K,)`."""
-        if self._origin is None or not (
-            self._origin[0] is belief.means and self._origin[1] == image_size
-        ):
-            self._origin = (belief.means, image_size)
+        if self._origin is None or not _same(self._origin, (belief, image_size)):
+            self._origin = (belief, image_size)
             self._ticks = [self._state(belief, image_size)]
         tick_s = self._model.config.tick_s
         whole = np.floor(times_s / tick_s + _SAME_S / tick_s).astype(int)
@@ -123,6 +123,12 @@ class RelationalMotion:
             active=torch.ones(1, len(means), dtype=torch.bool),
             aspect=height / width,
         )
+
+
+def _same(one: tuple[Belief, tuple[int, int]], other: tuple[Belief, tuple[int, int]]) -> bool:
+    """Whether both are made of the same arrays, for the same image."""
+    pairs = zip(vars(one[0]).values(), vars(other[0]).values(), strict=True)
+    return one[1] == other[1] and all(a is b for a, b in pairs)
 
 
 def _stacked(states: list[MotionState]) -> MotionState:

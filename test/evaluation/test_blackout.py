@@ -177,11 +177,18 @@ def test_the_scores_of_many_blackouts_go_to_the_lengths_they_reach():
         seen[start : start + length] = False
     assert find_blackouts(seen) == [(20, 1), (30, 3), (40, 5)]
     truth = make_truth(frames=60)
-    scores = score_run(truth, perfect(truth), seen, (1, 2, 5))
+    scores = score_run(truth, perfect(truth), seen, (1, 2, 5), several=True)
     assert scores["fde"][:, 1].tolist() == [9, 6, 3, 9]
     assert scores["ade"][:, 1].tolist() == [9, 12, 15, 27]
     assert scores["id_recovered"][:, 1].tolist() == [3, 3, 3, 3]
     assert scores["error_by_age"][:, 1].tolist() == [9, 6, 6, 3, 3]
+    # a sequence of the same schedule may have one blackout or none: its columns are the same
+    for blind in (slice(20, 21), slice(0, 0)):
+        seen = np.ones(60, bool)
+        seen[blind] = False
+        scores = score_run(truth, perfect(truth), seen, (1, 2, 5), several=True)
+        count = 3 * (~seen).sum()
+        assert scores["fde"][:, 1].tolist() == [count, 0, 0, count]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

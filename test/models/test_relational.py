@@ -170,6 +170,17 @@ def test_blind_steps_grow_doubt_and_age_but_not_memory() -> None:
     assert torch.linalg.eigvalsh(after.covariances).min() > 0
 
 
+def test_no_time_changes_nothing_and_no_scene_leads_to_infinity() -> None:
+    model = _model()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=3.0)
+    state = _state(6)
+    assert model.predict(state, 0.0) is state
+    far = model.predict(state, 3.0)
+    assert far.means.isfinite().all() and far.covariances.isfinite().all()
+    assert far.means[..., 2:].abs().max() <= 30  # a view per tick
+
+
 def test_attention_is_between_0_and_1_and_not_to_oneself() -> None:
     _, attention = _model().tick(_state(), 0.03)
     assert attention.shape == (2, 4, 4)

@@ -63,7 +63,8 @@ def test_what_was_asked_before_changes_nothing(config: TrackerConfig) -> None:
         busy.predict(belief, SIZE, time_s)
     other = replace(belief, means=belief.means + 5)
     busy.predict(other, SIZE, 0.4)
-    for asked in (belief, other):
+    larger = replace(other, sizes=other.sizes * 1.5)  # of the same means
+    for asked in (belief, other, larger):
         expected, got = fresh.predict(asked, SIZE, 0.3), busy.predict(asked, SIZE, 0.3)
         assert np.array_equal(expected.means, got.means)
         assert np.array_equal(expected.memories, got.memories)
@@ -101,6 +102,8 @@ def test_objects_act_on_one_another_and_may_be_none(config: TrackerConfig) -> No
         )
     )
     assert len(motion.predict(nobody, SIZE, 0.1).means) == 0
+    means, covariances = motion.forecast(belief, SIZE, np.zeros(0))
+    assert means.shape == (4, 0, 4) and covariances.shape == (4, 0, 4, 4)
     rows = np.zeros(0, int)
     assert motion.update(nobody, SIZE, rows, np.zeros((0, 2)), np.zeros((0, 2, 2))) is nobody
 

@@ -235,7 +235,8 @@ def table(report: dict[str, Any]) -> str:
             cells = ("-" if (v := scores[key][c]) is None else f"{v:.3f}" for c in columns)
             lines.append(f"  {name:<40}" + "".join(f"{cell:>9}" for cell in cells))
     if any(value is not None for value in report["relational_gain"].values()):
-        cells = (f"{value:.3f}" for value in report["relational_gain"].values())
+        gains = report["relational_gain"].values()
+        cells = ("-" if value is None else f"{value:.3f}" for value in gains)
         lines.append(f"{'relational gain':<42}" + "".join(f"{cell:>9}" for cell in cells))
     lines.append(
         f"{report['sequences']} sequences of {report['objects']} objects, {report['regime']},"
