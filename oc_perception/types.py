@@ -9,7 +9,7 @@ y down, pixel centres at integers), times are nanoseconds, velocities pixels per
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -172,3 +172,40 @@ class TrackOutput:
     sensor_state: SensorState
     tracks: tuple[Track, ...]
     trajectories: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How objects really move: B sequences of T frames with up to N objects, `dt_s` seconds apart.
+
+    Lengths are image widths (x right, y down; the view is `[0, 1]` wide), velocities widths per
+    second. `positions`, `velocities` `(B, T, N, 2)`; `sizes` `(B, T, N, 2)` width and height of the box;
+    `features` `(B, T, N, F)` what a detector sees of an object's look, F may be 0; `present`
+    `(B, T, N)` bool: in the world; `visible` `(B, T, N)` bool: present, in view and at most half
+    hidden. Undefined but finite where not present.
+    """
+
+    positions: torch.Tensor
+    velocities: torch.Tensor
+    sizes: torch.Tensor
+    features: torch.Tensor
+    present: torch.Tensor
+    visible: torch.Tensor
+    dt_s: float
+
+    def __getitem__(self, index: object) -> Motion:
+        """The same index into all tensors: `motion[:, 5:]` are the frames from the sixth on."""
+        tensors = (getattr(self, field.name)[index] for field in fields(self)[:-1])
+        return Motion(*tensors, self.dt_s)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A drawn motion: `images` `(B, T, 3, H, W)` in [0, 1]."""
+
+    images: torch.Tensor
+    motion: Motion
+
+    def __getitem__(self, index: object) -> Clip:
+        """The same index into images and motion."""
+        return Clip(self.images[index], self.motion[index])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from oc_perception.models.boxes import iou
-from oc_perception.worlds.motion import Motion
+from oc_perception.types import Motion
 
 _FIRST_VISIBLE, _LONGEST, _MOST_GAP = 3, 5, 6
 _LONG_TEST = ((6, 9), (13, 18), (23, 26))  # black frames of a clip of 30, from and until

@@ -24,7 +24,7 @@ from oc_perception.models.boxes import area, corrected, intersection, mismatch
 from oc_perception.models.clips import score_boxes, true_boxes
 from oc_perception.models.glimpse import glimpse
 from oc_perception.models.registry import register_model
-from oc_perception.worlds.motion import Clip
+from oc_perception.types import Clip
 
 _MAX_BIAS, _MAX_WINDOW = 0.25, 1.5  # in box sizes: learned at the start, ever
 _LOG_WEIGHT = 2.5  # at most, so that no loss is switched off

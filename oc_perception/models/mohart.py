@@ -38,7 +38,7 @@ from oc_perception.models.eyes import Eyes
 from oc_perception.models.glimpse import glimpse
 from oc_perception.models.registry import register_model
 from oc_perception.models.relations import RELATIONS, Core, Memory, code
-from oc_perception.worlds.motion import Clip
+from oc_perception.types import Clip
 
 _MAX_ROOM = 0.5  # a window is at most this much larger than its box
 _MARGIN = 0.25  # how far outside of the view objects are followed, in image widths

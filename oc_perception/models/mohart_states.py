@@ -19,7 +19,7 @@ from oc_perception.models.boxes import corrected, mismatch
 from oc_perception.models.clips import score_boxes, true_boxes
 from oc_perception.models.registry import register_model
 from oc_perception.models.relations import RELATIONS, Core, code
-from oc_perception.worlds.motion import Motion
+from oc_perception.types import Motion
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oc_perception.models.beliefs import MotionState
-from oc_perception.worlds.motion import Motion
+from oc_perception.types import Motion
 
 _SEEN, _LONGEST = 20, 20  # frames before and in the blackout that scores are about
 _NOISE = 0.02  # of the detections then, in box widths

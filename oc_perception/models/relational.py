@@ -43,7 +43,7 @@ from oc_perception.models.encounters import (
 )
 from oc_perception.models.motion_training import dynamics_error, follow, score
 from oc_perception.models.registry import register_model
-from oc_perception.worlds.motion import Motion
+from oc_perception.types import Motion
 
 _TINY = 1e-6
 _ANSWERS = 7  # gate, two jumps, two accelerations, two log standard deviations

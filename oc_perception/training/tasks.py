@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from oc_perception.configuration import ConfigurationError
 from oc_perception.evaluation.discovery import evaluate_discovery
 from oc_perception.evaluation.figures import decomposition_grid
-from oc_perception.worlds.motion import Clip, Motion
+from oc_perception.types import Clip, Motion
 from oc_perception.worlds.registry import WORLDS, create_world
 from oc_perception.worlds.scenes import World
 

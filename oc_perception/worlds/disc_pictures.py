@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from oc_perception.types import Motion
 from oc_perception.worlds.disc_physics import Regime, State
-from oc_perception.worlds.motion import Motion
 
 POSITIVE, NEGATIVE = (1.0, 0.0, 0.2), (0.0, 1.0, 0.2)
 """Colours of the charges."""

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from oc_perception.configuration import ConfigurationError
+from oc_perception.types import Motion
 from oc_perception.worlds.disc_physics import move_camera
-from oc_perception.worlds.motion import Motion
 from oc_perception.worlds.scenes import World
 
 PEDESTRIAN, CYCLIST, VEHICLE = range(3)

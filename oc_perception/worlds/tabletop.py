@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oc_perception.worlds.motion import Motion
+from oc_perception.types import Motion
 from oc_perception.worlds.raycast import Camera, Lighting, Objects, render
 from oc_perception.worlds.scenes import World
 

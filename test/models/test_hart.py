@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from oc_perception.models.hart import Dorsal, Hart, HartConfig
 from oc_perception.models.registry import ModelError, create_model
-from oc_perception.worlds.motion import Clip, Motion
+from oc_perception.types import Clip, Motion
 
 SMALL = HartConfig(
     frame_size=(32, 32),

@@ -14,7 +14,7 @@ from oc_perception.models.mohart import Mohart, MohartConfig
 from oc_perception.models.mohart_states import MohartStates, MohartStatesConfig
 from oc_perception.models.registry import ModelError, create_model
 from oc_perception.models.relations import RELATIONS
-from oc_perception.worlds.motion import Clip, Motion
+from oc_perception.types import Clip, Motion
 
 SMALL = MohartConfig(
     frame_size=(32, 40),

@@ -17,7 +17,7 @@ from oc_perception.configuration import from_mapping, read_yaml
 from oc_perception.models import registry
 from oc_perception.training import trainer
 from oc_perception.training.recipe import Recipe
-from oc_perception.worlds.motion import Motion
+from oc_perception.types import Motion
 from oc_perception.worlds.registry import WORLDS
 from oc_perception.worlds.scenes import World
 
