@@ -179,10 +179,10 @@ class Motion:
     """How objects really move: B sequences of T frames with up to N objects, `dt_s` seconds apart.
 
     Lengths are image widths (x right, y down; the view is `[0, 1]` wide), velocities widths per
-    second. `positions`, `velocities` `(B, T, N, 2)`; `sizes` `(B, T, N, 2)` width and height of the box;
-    `features` `(B, T, N, F)` what a detector sees of an object's look, F may be 0; `present`
-    `(B, T, N)` bool: in the world; `visible` `(B, T, N)` bool: present, in view and at most half
-    hidden. Undefined but finite where not present.
+    second. `positions`, `velocities` `(B, T, N, 2)`; `sizes` `(B, T, N, 2)` width and height of
+    the box; `features` `(B, T, N, F)` what a detector sees of an object's look, F may be 0;
+    `present` `(B, T, N)` bool: in the world; `visible` `(B, T, N)` bool: present, in view and at
+    most half hidden. Undefined but finite where not present.
     """
 
     positions: torch.Tensor

@@ -38,8 +38,8 @@ class TrackerConfig:
     the time between two frames in which it learned. It says nothing of its errors, so these are
     stated, in box sizes: `box_std_sizes` of a box where something was found, and
     `blind_std_sizes_per_s` of its velocity, by which the error grows until something is found
-    there again. The defaults are a choice, not fitted to weights. Every period within `horizon_s`
-    costs a step of the network.
+    there again. The defaults are the errors of `mohart_d3a_cpu` on discs like those it learned
+    from. Every period within `horizon_s` costs a step of the network.
 
     Measurement. `measurement_std_widths` of a centroid on each axis: the default is a third of a
     pixel of a mask 64 wide. A box that is suddenly smaller or larger than the track's is half
@@ -69,8 +69,8 @@ class TrackerConfig:
     tracker: str = "filter"
     tracker_weights: str = "mohart_d3a_cpu"
     frame_period_s: float = 1 / 30
-    box_std_sizes: float = 0.1
-    blind_std_sizes_per_s: float = 1.0
+    box_std_sizes: float = 0.05
+    blind_std_sizes_per_s: float = 3.0
     motion_model: str = "kalman"
     motion_weights: str = "relational_tabletop"
     motion_features: int = 0

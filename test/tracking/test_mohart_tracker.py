@@ -25,7 +25,12 @@ TENTATIVE, CONFIRMED, COASTING, LOST = TrackState
 BLACK, FROZEN, STALE = SensorState.BLACK, SensorState.FROZEN, SensorState.STALE
 SESSION = uuid.UUID(int=7).bytes
 CONFIG = TrackerConfig(
-    tracker="mohart", systematic_std_widths=0.0, horizon_s=0.0, exit_probability=0.0
+    box_std_sizes=0.1,  # the follower here never errs
+    blind_std_sizes_per_s=1.0,
+    tracker="mohart",
+    systematic_std_widths=0.0,
+    horizon_s=0.0,
+    exit_probability=0.0,
 )
 
 
