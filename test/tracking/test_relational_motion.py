@@ -57,7 +57,7 @@ def test_forecast_is_predict_for_many_times(config: TrackerConfig) -> None:
 
 
 def test_what_was_asked_before_changes_nothing(config: TrackerConfig) -> None:
-    busy, fresh = RelationalMotion(config), RelationalMotion(config)
+    busy = RelationalMotion(config)
     belief = _belief(busy.memory_size)
     for time_s in (0.7, 0.03, 0.2, 0.21):
         busy.predict(belief, SIZE, time_s)
@@ -65,7 +65,8 @@ def test_what_was_asked_before_changes_nothing(config: TrackerConfig) -> None:
     busy.predict(other, SIZE, 0.4)
     larger = replace(other, sizes=other.sizes * 1.5)  # of the same means
     for asked in (belief, other, larger):
-        expected, got = fresh.predict(asked, SIZE, 0.3), busy.predict(asked, SIZE, 0.3)
+        expected = RelationalMotion(config).predict(asked, SIZE, 0.3)
+        got = busy.predict(asked, SIZE, 0.3)
         assert np.array_equal(expected.means, got.means)
         assert np.array_equal(expected.memories, got.memories)
 
