@@ -57,8 +57,8 @@ class RelationalConfig:
     in ticks of at most `tick_s`. An object starts at rest, give or take `initial_speed` image
     widths per second.
 
-    Training: `num_frames` frames, the first of them before a blackout of random length, and every
-    first to `strides`-th frame of a world, for variable time steps; noise of
+    Training: `num_frames` frames, every first to `strides`-th of the world's for variable time
+    steps; a blackout of random length begins after some of the `visible_frames`. Noise of
     detections, in box widths, and rate of misses are drawn per sequence. `dynamics_weight` is that
     of the loss of single ticks from true states; 0 where true velocities are not known. This loss
     alone is learned in the first `dynamics_share` of training, later on `dynamics_frames` frames.

@@ -2,9 +2,10 @@
 """Errors, calibration and identities while the sensor is blind, between a Kalman filter that knows
 the walls, if they stand still (skill 0), and the laws of physics (skill 1).
 
-Discs are seen for 20 frames, not for n, and again for 10. Errors are in diameters; shares, also
-of identities, are from 0 to 1; identities are compared 5 frames after. The report maps numbers of
-blind frames to values.
+Discs are seen for 20 frames, not for n, and again for 10. Errors, in diameters, are
+those of the last blind frame; coverage and ANEES those of all blind frames together (`_last` in
+the JSON: of the last). Shares, also of identities, are from 0 to 1; identities are compared 5
+frames after. The report maps numbers of blind frames to values.
 
 `oc-perception benchmark blackout --regime R1 --tracker relational --json -`
 """
@@ -215,8 +216,8 @@ def table(report: dict[str, Any]) -> str:
     blocks = {
         "FDE, diameters": "fde",
         "skill": "skill",
-        "90 % coverage": "coverage_90",
-        "ANEES": "anees",
+        "90 % coverage, all frames": "coverage_90",
+        "ANEES, all frames": "anees",
         "share without a track": "untracked",
         "identity recovered": "id_recovered",
         "identity swapped": "id_swapped",
