@@ -21,37 +21,17 @@ from oc_perception.bags.definitions import (
     SEGMENTATION,
     typestore,
 )
+from oc_perception.bags.frames import BagError, Frame
 from oc_perception.bags.messages import (
     rgb_from_message,
     segmentation_from_message,
     stamp_ns,
 )
 from oc_perception.images import MalformedImage, decode_depth
-from oc_perception.types import Segmentation
 
 COMPANION_LOOKAHEAD_FRAMES = 8
 """How many frames later a depth image or ground truth of the same stamp may have been recorded."""
 _PERIOD_SAMPLE_FRAMES = 60
-
-
-class BagError(ValueError):
-    """A bag, or a topic in it, that cannot be read; the message names the cause and the cure."""
-
-
-@dataclass(frozen=True)
-class BagFrame:
-    """One recorded image and what was recorded with it.
-
-    `image` is `(H, W, 3)` uint8 RGB, or the error of an image that cannot be decoded. `depth_m`
-    `(H, W)` float32 is NaN where nothing was measured, `camera_matrix` `(3, 3)`; `truth` is the
-    ground-truth segmentation.
-    """
-
-    stamp_ns: int
-    image: np.ndarray | MalformedImage
-    depth_m: np.ndarray | None = None
-    camera_matrix: np.ndarray | None = None
-    truth: Segmentation | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +169,7 @@ class Bag:
             )
         return int(np.median(intervals))
 
-    def frames(self, topics: BagTopics) -> Iterator[BagFrame]:
+    def frames(self, topics: BagTopics) -> Iterator[Frame]:
         """The frames of a camera with companions of the same stamp, in the order of recording.
 
         Holds COMPANION_LOOKAHEAD_FRAMES frames at most. The camera matrix is the newest recorded.
@@ -197,15 +177,16 @@ class Bag:
         wanted = [t for t in (topics.depth, topics.truth) if t]
         companions: dict[str, OrderedDict[int, Any]] = {t: OrderedDict() for t in wanted}
         pending: deque[_Pending] = deque()
-        camera_matrix = None
+        camera_matrix, number = None, 0
         if topics.camera_info:
             first = next(self.messages([topics.camera_info]), None)
             camera_matrix = None if first is None else first[2].k.reshape(3, 3)
 
-        def release(frame: _Pending) -> BagFrame:
+        def release(frame: _Pending) -> Frame:
             depth = companions[topics.depth].get(frame.stamp_ns) if topics.depth else None
             truth = companions[topics.truth].get(frame.stamp_ns) if topics.truth else None
-            return BagFrame(
+            return Frame(
+                index=frame.index,
                 stamp_ns=frame.stamp_ns,
                 image=_decoded(rgb_from_message, frame.message),
                 depth_m=None if depth is None else _valid_depth(depth),
@@ -219,7 +200,10 @@ class Bag:
         extra = [topics.camera_info] if topics.camera_info else []
         for topic, _, message in self.messages([topics.image, *wanted, *extra]):
             if topic == topics.image:
-                pending.append(_Pending(stamp_ns(message.header.stamp), message, camera_matrix))
+                pending.append(
+                    _Pending(number, stamp_ns(message.header.stamp), message, camera_matrix)
+                )
+                number += 1
             elif topic == topics.camera_info:
                 camera_matrix = message.k.reshape(3, 3)
             else:
@@ -264,6 +248,7 @@ class Bag:
 class _Pending:
     """An image that waits for its companions."""
 
+    index: int
     stamp_ns: int
     message: Any = field(repr=False)
     camera_matrix: np.ndarray | None

@@ -11,6 +11,7 @@ from 0, and boxes are `(cx, cy, w, h)` with pixel centres at integers, as everyw
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -75,20 +76,27 @@ def mot_sequence(truth: MotTable, tracks: MotTable, num_frames: int | None = Non
 
 
 def read_mot(path: str | Path) -> MotTable:
-    """A gt.txt, det.txt or result file. Empty lines are skipped, columns after the tenth too.
+    """A gt.txt, det.txt or result file. Raises MotFileError, which names file and line, and
+    OSError.
+    """
+    with Path(path).open(encoding="utf-8-sig", errors="replace") as lines:
+        return parse_mot(lines, path)
 
-    Raises MotFileError, which names file and line, and OSError.
+
+def parse_mot(lines: Iterable[str], name: str | Path) -> MotTable:
+    """The table of such a file's lines. Empty lines are skipped, columns after the tenth too.
+
+    Raises MotFileError, which names the line of `name`.
     """
     rows = []
-    with Path(path).open(encoding="utf-8-sig", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if text := line.strip().rstrip(","):
-                try:
-                    rows.append(_parse(text))
-                except ValueError as error:
-                    raise MotFileError(
-                        f"{path}, line {number}: {error}. Columns are {COLUMNS}."
-                    ) from None
+    for number, line in enumerate(lines, 1):
+        if text := line.strip().rstrip(","):
+            try:
+                rows.append(_parse(text))
+            except ValueError as error:
+                raise MotFileError(
+                    f"{name}, line {number}: {error}. Columns are {COLUMNS}."
+                ) from None
     values = np.array(rows, float).reshape(-1, 9)
     whole = values[:, [0, 1, 7]].astype(np.int64)
     size = values[:, 4:6]

@@ -16,8 +16,9 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
+from oc_perception.bags.frames import Frame
 from oc_perception.bags.messages import segmentation_message, track_messages
-from oc_perception.bags.reader import Bag, BagFrame, BagTopics
+from oc_perception.bags.reader import Bag, BagTopics
 from oc_perception.bags.writer import BagWriter
 from oc_perception.evaluation.draw import (
     VideoWriter,
@@ -42,7 +43,7 @@ class Step:
     """One step of a replay: what the bag held (None where a frame was missing), and the answer."""
 
     stamp_ns: int
-    frame: BagFrame | None
+    frame: Frame | None
     output: PerceptionOutput
 
 
@@ -117,7 +118,7 @@ def steps(
 
 
 def _step(
-    perception: Perception, state: PerceptionState, frame: BagFrame
+    perception: Perception, state: PerceptionState, frame: Frame
 ) -> tuple[PerceptionState, PerceptionOutput]:
     """Perception's step; for an image that cannot be decoded a blind one that says why, as
     discovery_node and tracking_node take it.
