@@ -16,6 +16,7 @@ from torch import Tensor
 _SIGMA_STRIDES, _MIN_SIGMA_PX = 0.5, 0.45
 _SIGMAS = 3.0  # where a receptive field ends
 _FAINT = 1e-4  # a receptive field with less than this inside of the image fades to zero
+_CROP_PAYS = 3  # times smaller crops than the image are worth to be copied out of it
 _SMALL_PX = 96  # on a GPU a crop costs a wait for its size, more than such an image does
 
 
@@ -33,7 +34,8 @@ def glimpse(images: Tensor, windows: Tensor, size: tuple[int, int]) -> Tensor:
         strides = torch.stack([stride_x, stride_y]).detach().nan_to_num(0, 0, 0)
         reach = 2 * _SIGMAS * _sigma(strides) + strides * strides.new_tensor(size[::-1])[:, None]
         columns, rows = (int(pixels) + 2 for pixels in reach.amax(1).tolist())
-        columns, rows = min(columns, width), min(rows, height)
+        if rows * columns * _CROP_PAYS > height * width:
+            columns, rows = width, height
     first_x, bank_x = _bank(x, stride_x, size[1], columns, width)
     first_y, bank_y = _bank(y, stride_y, size[0], rows, height)
     if (rows, columns) == (height, width):
