@@ -34,6 +34,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     data_files=data_files("config", "launch", "msg", "weights"),
     install_requires=[
+        "jinja2>=3.1,<4",
         "numpy>=1.26,<3",
         "opencv-python-headless>=4.10,<6",
         "pyyaml>=6.0,<7",

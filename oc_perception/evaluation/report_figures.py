@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key figures of a run and what to think of them: good, fair or poor, by stated rules."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from oc_perception.evaluation.forecast import Interval
+from oc_perception.evaluation.report_data import BagRun, Run, mean_discovery
+from oc_perception.evaluation.report_statistics import MEASURES
+
+SelfTest = dict[str, dict[str, dict[str, Interval]]]
+"""`[schedule][tracker][measure]`."""
+_KEY_SCHEDULES = ("10", "5", "20", "1")
+"""The schedule that key figures speak of: the first of these that was run."""
+
+RULES = (
+    ("identities kept", "at least 90 %", "at least 70 %"),
+    ("error while hidden", "at most 0.25 box sizes", "at most 0.5"),
+    ("inside the 90 % region", "85 % to 95 %", "75 % to 99 %"),
+    ("HOTA", "ahead of every baseline", "at most 2 points behind the best"),
+    ("FG-ARI", "at least 0.8", "at least 0.5"),
+    ("usable frames", "at least 99 %", "at least 95 %"),
+    ("speed", "at least real time", "at least half of it"),
+)
+"""What a verdict means: figure, good, fair; anything else is poor."""
+
+
+def key_schedule(run: Run) -> str | None:
+    """The schedule that key figures speak of."""
+    return next((s for s in _KEY_SCHEDULES if s in run.schedules), None)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One key figure. `verdict` is good, fair, poor or "" where there is none."""
+
+    title: str
+    value: str
+    detail: str
+    verdict: str
+
+
+def key_figures(run: Run, test: SelfTest, tracking: dict[str, Any]) -> list[Figure]:
+    """What a reader in a hurry needs."""
+    figures = _self_test_figures(run, test)
+    figures += _truth_figures(tracking, mean_discovery(run))
+    states: Counter[str] = Counter()
+    for bag in run.bags:
+        states.update(bag.metrics.get("sensor_states", {}))
+    steps = sum(states.values())
+    if steps:
+        usable = states["OK"] / steps
+        blind = ", ".join(
+            f"{count} {name}" for name, count in sorted(states.items()) if name != "OK"
+        )
+        figures.append(
+            Figure("Usable frames", percent(usable), blind or "none blind",
+                   _grade(usable, 0.99, 0.95))
+        )  # fmt: skip
+    wall, length = (sum(bag.timing.get(k, 0.0) for bag in run.bags) for k in ("wall_s", "bag_s"))
+    if wall:
+        worst = max(_frame_p99_ms(bag) for bag in run.bags)
+        detail = f"99 % of frames within {worst:.0f} ms" if worst else ""
+        speed = length / wall
+        figures.append(
+            Figure("Speed", f"{speed:.1f} × real time", detail, _grade(speed, 1.0, 0.5))
+        )
+    return figures
+
+
+def headline(run: Run, test: SelfTest, figures: list[Figure]) -> list[str]:
+    """Two or three sentences for who reads nothing else."""
+    if not run.bags:
+        return ["No bag could be replayed."]
+    if run.trackers and not any(bag.metrics["tracks_confirmed"] for bag in run.bags):
+        return [
+            "No object was tracked in any bag. Does the model know pictures like these? "
+            "Train one on these bags, and replay again."
+        ]
+    sentences = []
+    schedule = key_schedule(run)
+    if schedule is not None and run.trackers:
+        own, *others = run.trackers
+        kept = {name: test[schedule][name]["kept_share"].value for name in run.trackers}
+        if math.isfinite(kept[own]):
+            frames = "one frame is" if schedule == "1" else f"{schedule} frames are"
+            text = f"When {frames} hidden, {own} keeps {percent(kept[own])} of the identities"
+            known = [(kept[name], name) for name in others if math.isfinite(kept[name])]
+            if known:
+                value, name = max(known)
+                gap = 100 * (kept[own] - value)
+                text += (
+                    f", {abs(gap):.1f} points {'more' if gap > 0 else 'less'} than the best "
+                    f"baseline, {name}"
+                    if abs(gap) >= 0.05
+                    else f", as many as the best baseline, {name}"
+                )
+            sentences.append(f"{text}.")
+    poor = [figure.title.lower() for figure in figures if figure.verdict == "poor"]
+    fair = [figure.title.lower() for figure in figures if figure.verdict == "fair"]
+    if poor:
+        sentences.append(f"Poor, look there first: {', '.join(poor)}.")
+    elif fair:
+        sentences.append(f"Nothing is poor; could be better: {', '.join(fair)}.")
+    elif figures:
+        sentences.append("All key figures are good.")
+    return sentences
+
+
+def _self_test_figures(run: Run, test: SelfTest) -> list[Figure]:
+    schedule = key_schedule(run)
+    if schedule is None or not run.trackers:
+        return []
+    own, *others = run.trackers
+    hidden = "1 frame hidden" if schedule == "1" else f"{schedule} frames hidden"
+    rows = test[schedule]
+    figures = []
+    for key, title, best in (("kept_share", "Identities kept", max),
+                             ("error_sizes", "Error while hidden", min),
+                             ("coverage_90", "Inside the 90 % region", None)):  # fmt: skip
+        one = rows[own][key]
+        if not math.isfinite(one.value):
+            continue
+        write = percent if next(m.share for m in MEASURES if m.key == key) else sizes
+        detail = hidden
+        known = [(rows[n][key].value, n) for n in others if math.isfinite(rows[n][key].value)]
+        if best and known:
+            value, name = best(known)
+            detail += f"; best baseline {name}: {write(value)}"
+        if math.isfinite(one.low):
+            detail += f"; interval {write(one.low)} to {write(one.high)}"
+        unit = " box sizes" if key == "error_sizes" else ""
+        verdict = _self_test_grade(key, one.value)
+        figures.append(Figure(title, write(one.value) + unit, detail, verdict))
+    return figures
+
+
+def _self_test_grade(key: str, value: float) -> str:
+    if key == "kept_share":
+        return _grade(value, 0.9, 0.7)
+    if key == "error_sizes":
+        return _grade(-value, -0.25, -0.5)
+    if 0.85 <= value <= 0.95:
+        return "good"
+    return "fair" if 0.75 <= value <= 0.99 else "poor"
+
+
+def _truth_figures(tracking: dict[str, Any], discovery: dict[str, float]) -> list[Figure]:
+    figures = []
+    if tracking:
+        own, *others = (scores["hota"] for scores in tracking.values())
+        best = max((value for value in others if math.isfinite(value)), default=None)
+        detail = "against true boxes" + (f"; best baseline {percent(best)}" if others else "")
+        verdict = _grade(own - best, 1e-9, -0.02) if best is not None else ""
+        figures.append(Figure("HOTA", percent(own), detail, verdict))
+    if discovery:
+        value = discovery["fg_ari"]
+        detail = f"against true masks, {discovery['frames_with_truth']:.0f} frames"
+        figures.append(Figure("FG-ARI", f"{value:.3f}", detail, _grade(value, 0.8, 0.5)))
+    return figures
+
+
+def _frame_p99_ms(bag: BagRun) -> float:
+    """Time of a frame on the robot, from above: discovery and tracking at their slowest."""
+    stages = bag.timing.get("stages", {})
+    return sum(stages[name]["p99_ms"] for name in ("discovery", "tracking") if name in stages)
+
+
+def _grade(value: float, good: float, fair: float) -> str:
+    return "good" if value >= good else "fair" if value >= fair else "poor"
+
+
+def percent(value: float | None) -> str:
+    """A share, in percent."""
+    return (
+        f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+        if value is not None and math.isfinite(value)
+        else "–"
+    )
+
+
+def sizes(value: float | None) -> str:
+    """A number to two places, or three digits if it is large."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
