@@ -8,7 +8,7 @@ import pytest
 
 from oc_perception import deployment
 from oc_perception.bags.messages import image_message
-from oc_perception.bags.reader import Bag
+from oc_perception.bags.sequence import open_sequence
 from oc_perception.bags.writer import BagWriter
 from oc_perception.cli import main
 from oc_perception.commands.up import command
@@ -94,10 +94,10 @@ def live_tracks(path, settings, logs):
 
 def replayed_tracks(path, model):
     perception = Perception(Discovery(load_model(model)), Tracker())
-    with Bag(path) as bag:
+    with open_sequence(path) as sequence:
         return {
             step.stamp_ns: step.output.tracks
-            for step in steps(bag, perception, bag.select())
+            for step in steps(sequence, perception)
             if step.output.tracks.sensor_state == SensorState.OK
         }
 

@@ -1,34 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run perception over a rosbag2, offline and deterministic.
+"""Run perception over recordings, offline and deterministic, and judge it.
 
-Writes results/ (mcap), tracks.txt (MOTChallenge), annotated.mp4, contact_sheet.png and
-metrics.json, which are byte-identical in every run, and timing.json, which is not.
+For each one writes DIR/NAME/ with results/ (mcap), tracks.txt (MOTChallenge), annotated.mp4,
+contact_sheet.png, strips/ and metrics.json, and for all of them DIR/report.json, which are
+byte-identical in every run, and timing.json, which is not. What is there already is not done
+again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
+import sys
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from oc_perception.cli import UserError
 from oc_perception.configuration import from_mapping, read_yaml
-from oc_perception.evaluation.replay import replay
-from oc_perception.models.registry import load_model
-from oc_perception.pipeline import Discovery, Perception
+from oc_perception.evaluation.replay import create_perception, run_job
+from oc_perception.evaluation.replay_store import ReplayJob, write_report_json
 from oc_perception.progress import Progress
 from oc_perception.tracking.config import TRACKERS, TrackerConfig
-from oc_perception.tracking.reordering import ReorderingTracker
-from oc_perception.tracking.tracker import create_tracker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `oc-perception replay`."""
-    parser.add_argument("bag", type=Path, help="rosbag2 directory, or a .mcap or .db3 file")
+    parser.add_argument(
+        "bags",
+        type=Path,
+        nargs="+",
+        metavar="BAG",
+        help="rosbag2 directory, .mcap, .db3 or ROS 1 .bag file, folder or tar of pictures, video",
+    )
     parser.add_argument("--output", type=Path, required=True, help="directory for the results")
     parser.add_argument(
         "--model",
@@ -36,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint directory, or name of a shipped one (default: %(default)s)",
     )
     parser.add_argument("--topic", help="image topic (default: the only one in the bag)")
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="MOTChallenge gt.txt, or folder or tar of masks: one for all bags, or one per bag",
+    )
+    parser.add_argument("--fps", type=float, help="frames per second of pictures without stamps")
     parser.add_argument("--config", type=Path, help="YAML with the keys of TrackerConfig")
     parser.add_argument(
         "--tracker",
@@ -50,49 +62,98 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="threads of the model; as in the discovery node, whose results depend on it in the "
         "last bits (default: %(default)s)",
     )
+    parser.add_argument(
+        "--no-self-test", action="store_true", help="do not hide frames from the tracker"
+    )
+    parser.add_argument(
+        "--no-baselines", action="store_true", help="do not run other trackers for comparison"
+    )
+    parser.add_argument("--no-video", action="store_true", help="no film and contact sheet")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay, and say in a few lines what was found."""
+    jobs = _jobs(arguments)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    create_perception(jobs[0])  # what is wrong with the model is wrong for all bags
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    for number, job in enumerate(jobs, start=1):
+        display = _Display(f"{job.output.name} ({number} of {len(jobs)})")
+        try:
+            metrics = run_job(job, display.start, display.advance)
+        except (ValueError, OSError) as error:
+            failed.append({"bag": job.output.name, "error": str(error)})
+            continue
+        display.finish()
+        done.append(metrics)
+        _print(job, metrics)
+    write_report_json(arguments.output, jobs, done, failed)
+    for failure in failed:
+        print(f"{failure['bag']} failed: {failure['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+class _Display:
+    """Progress through a bag; of one that was done before it says just that."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._progress: Progress | None = None
+
+    def start(self, total: int) -> None:
+        self._progress = Progress(self._label, total)
+
+    def advance(self) -> None:
+        self._progress.advance()
+
+    def finish(self) -> None:
+        if self._progress:
+            self._progress.finish()
+        else:
+            print(f"{self._label}: done before", file=sys.stderr)
+
+
+def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
     if arguments.threads < 1:
         raise UserError("--threads must be at least 1.")
-    torch.set_num_threads(arguments.threads)
-    tracking = read_yaml(arguments.config) if arguments.config else {}
-    config = from_mapping(TrackerConfig, tracking)
+    bags, truths = arguments.bags, arguments.truth
+    if len(truths) not in (0, 1, len(bags)):
+        raise UserError(f"--truth names {len(truths)} files for {len(bags)} bags: one each.")
+    config = from_mapping(TrackerConfig, read_yaml(arguments.config) if arguments.config else {})
     if arguments.tracker:
         config = replace(config, tracker=arguments.tracker)
-    tracker = ReorderingTracker(create_tracker(config))
-    model = load_model(arguments.model, arguments.device)
-    discovery = Discovery(
-        model,
-        device=arguments.device,
-        clock_reset_threshold_s=config.clock_reset_threshold_s,
-        reorder_window_s=config.reorder_window_s,
-    )
-    perception = Perception(discovery, tracker)
-    progress: Progress | None = None
+    truths = truths * len(bags) if len(truths) == 1 else truths or [None] * len(bags)
+    jobs, names = [], set()
+    for bag, truth in zip(bags, truths, strict=True):
+        stem = bag.resolve().stem if bag.is_file() else bag.resolve().name
+        name, copy = stem, 2
+        while name in names:
+            name, copy = f"{stem}-{copy}", copy + 1
+        names.add(name)
+        jobs.append(
+            ReplayJob(
+                bag=bag,
+                output=arguments.output / name,
+                model=arguments.model,
+                tracker=config,
+                topic=arguments.topic,
+                truth=truth,
+                fps=arguments.fps,
+                device=arguments.device,
+                threads=arguments.threads,
+                self_test=not arguments.no_self_test,
+                baselines=not arguments.no_baselines,
+                video=not arguments.no_video,
+            )
+        )
+    return jobs
 
-    def start(total: int) -> None:
-        nonlocal progress
-        progress = Progress("frames", total)
 
-    begin_s = time.monotonic()
-    metrics = replay(
-        arguments.bag,
-        perception,
-        arguments.output,
-        arguments.topic,
-        on_start=start,
-        on_frame=lambda: progress.advance(),
-    )
-    progress.finish()
-    wall_s = time.monotonic() - begin_s
-    bag_s = metrics["steps"] / metrics["rate_hz"]
-    timing = {"wall_s": wall_s, "bag_s": bag_s, "bag_s_per_wall_s": bag_s / wall_s}
-    (arguments.output / "timing.json").write_text(json.dumps(timing, indent=2) + "\n")
+def _print(job: ReplayJob, metrics: dict[str, Any]) -> None:
     for name, value in metrics.items():
-        if value != "":
+        if value not in ("", []) and name not in ("schema", "job_key", "blackouts", "series"):
             print(f"{name:>18}  {value}")
-    print(f"{'speed':>18}  {bag_s / wall_s:.2f} x real time")
-    print(f"{'written to':>18}  {arguments.output}")
-    return 0
+    timing = json.loads((job.output / "timing.json").read_text())
+    print(f"{'speed':>18}  {timing['bag_s_per_wall_s']:.2f} x real time")
+    print(f"{'written to':>18}  {job.output}")

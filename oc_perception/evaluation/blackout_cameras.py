@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from oc_perception.bags.messages import image_message
-from oc_perception.bags.reader import Bag
+from oc_perception.bags.sequence import open_sequence
 from oc_perception.bags.writer import BagWriter
 from oc_perception.evaluation.baselines import FIT_FRAMES
 from oc_perception.evaluation.blackout import Chunk, Recording
@@ -93,8 +93,8 @@ class Cameras:
                 with BagWriter(path) as bag:
                     for stamp, frame in zip(stamps, film, strict=False):
                         bag.write(_TOPIC, stamp, image_message(stamp, frame))
-                with Bag(path) as bag:
-                    answers = list(steps(bag, perception, bag.select(None)))
+                with open_sequence(path) as sequence:
+                    answers = list(steps(sequence, perception))
             yield start, [answer.output.tracks for answer in answers]
 
     @property

@@ -397,9 +397,9 @@ def test_a_bag_is_replayed_with_it_alike_twice(tmp_path, weights, capsys):
     for run_name in "ab":
         output = ["--output", str(tmp_path / run_name), "--config", str(config)]
         assert main([*command, *output]) == 0
-    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "a" / "bag" / "metrics.json").read_text())
     assert metrics["frames_missing"] == 3 and metrics["tracks_confirmed"] > 0
-    a, b = ((tmp_path / name / "results" / "results.mcap").read_bytes() for name in "ab")
+    a, b = ((tmp_path / n / "bag" / "results" / "results.mcap").read_bytes() for n in "ab")
     assert a == b
     config.write_text(f"tracker_weights: {tmp_path / 'absent'}\n")
     assert main([*command, "--output", str(tmp_path / "c"), "--config", str(config)]) == 2
