@@ -20,6 +20,7 @@ from oc_perception.cli import UserError
 from oc_perception.configuration import from_mapping, read_yaml
 from oc_perception.evaluation.replay import create_perception, run_job
 from oc_perception.evaluation.replay_store import ReplayJob, write_report_json
+from oc_perception.evaluation.report import write_report
 from oc_perception.progress import Progress
 from oc_perception.tracking.config import TRACKERS, TrackerConfig
 
@@ -89,8 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         done.append(metrics)
         _print(job, metrics)
     write_report_json(arguments.output, jobs, done, failed)
+    page = write_report(arguments.output)
     for failure in failed:
         print(f"{failure['bag']} failed: {failure['error']}", file=sys.stderr)
+    print(f"{'report':>18}  {page}")
     return 1 if failed else 0
 
 

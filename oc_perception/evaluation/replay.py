@@ -33,6 +33,7 @@ from oc_perception.evaluation.replay_store import (
     job_key,
     write_json,
 )
+from oc_perception.evaluation.replay_strips import WorstCases
 from oc_perception.evaluation.replay_timing import Stopwatch
 from oc_perception.evaluation.self_test import SelfTest
 from oc_perception.images import MalformedImage
@@ -203,7 +204,7 @@ def _replay(
     runs = Runs(perception, 1 / rate_hz, job.baselines)
     test = SelfTest(perception, runs, sequence.num_frames, rate_hz) if job.self_test else None
     counts, summary, series = ReplayCounts(), Summary(), Series()
-    discovery, tracking = DiscoveryScores(), TrackingScores()
+    discovery, tracking, worst = DiscoveryScores(), TrackingScores(), WorstCases()
     job.output.mkdir(parents=True, exist_ok=True)
     (job.output / "metrics.json").unlink(missing_ok=True)
     on_start(sequence.num_frames)
@@ -225,12 +226,16 @@ def _replay(
                 runs.add(step)
                 if test:
                     test.add(number, step)
+                    worst.add_blackouts(number, step, test, runs)
             summary.add(output.segmentation, output.tracks)
             series.add(step.stamp_ns, output.segmentation, output.tracks)
             if frame is not None:
-                discovery.add(frame.truth, output.segmentation)
+                found = discovery.add(frame.truth, output.segmentation)
+                if found is not None:
+                    worst.add_segmentation(number, step, found)
                 if frame.boxes is not None and runs.in_order:
                     tracking.add(frame.boxes.ids, frame.boxes.boxes, runs.outputs)
+                    worst.add_tracking(number, step, frame.boxes, output.tracks)
             elapsed_ns += max(0, step.stamp_ns - (newest_ns or step.stamp_ns))
             newest_ns = step.stamp_ns if runs.restarted else max(newest_ns, step.stamp_ns)
     metrics = {
@@ -252,7 +257,7 @@ def _replay(
         **discovery.metrics(),
         **tracking.metrics(),
         **(test.metrics() if test else {}),
-        "worst": [],
+        "worst": worst.write(job.output),
         **series.metrics(),
     }
     bag_s = metrics["steps"] / rate_hz

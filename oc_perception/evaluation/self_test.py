@@ -110,27 +110,28 @@ class SelfTest:
         self._spacing = max(_LEAST_SPACING_FRAMES, -(-num_frames // BLACKOUTS))
         self._window = int(np.clip(round(rate_hz), _LEAST_SPACING_FRAMES, _MOST_WINDOW_FRAMES))
         self._branches: list[Branch] = []
+        self.taken: list[Branch] = []
+        self.complete: list[Branch] = []
+        self.started: list[Branch] = []
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, number: int, step: Any) -> tuple[list[Branch], list[Branch]]:
-        """Take step `number` (from 0) of the replay, which `runs` have taken.
-
-        Returns the branches that were shown or denied it, and those of them that are complete.
-        """
+    def add(self, number: int, step: Any) -> None:
+        """Take step `number` (from 0) of the replay, which `runs` have taken."""
+        self.taken, self.complete, self.started = [], [], []
         if self._runs.restarted:
             self._branches = []
         if not self._runs.in_order:
-            return [], []
-        taken = self._branches
-        for branch in taken:
+            return
+        self.taken = self._branches
+        for branch in self.taken:
             self._advance(branch, step)
-        complete = [branch for branch in taken if branch.settled == SETTLE_FRAMES]
-        self._branches = [branch for branch in taken if branch.settled < SETTLE_FRAMES]
-        for branch in complete:
+        self.complete = [branch for branch in self.taken if branch.settled == SETTLE_FRAMES]
+        for branch in self.complete:
             self.rows += branch.rows()
         if step.output.segmentation.sensor_state == SensorState.OK:
-            self._branches += self._started(number + 1, step)
-        return taken, complete
+            self.started = self._begun(number + 1, step)
+        self._branches = [branch for branch in self.taken if branch.settled < SETTLE_FRAMES]
+        self._branches += self.started
 
     def metrics(self) -> dict[str, Any]:
         """`self_test`: sums and means by schedule and tracker; `blackouts`: a row for each."""
@@ -140,7 +141,7 @@ class SelfTest:
         }
         return {"self_test": table, "blackouts": self.rows}
 
-    def _started(self, start: int, step: Any) -> list[Branch]:
+    def _begun(self, start: int, step: Any) -> list[Branch]:
         branches = []
         for place, schedule in enumerate(SCHEDULES):
             since = start - _WARM_UP_FRAMES - place * self._spacing // len(SCHEDULES)
