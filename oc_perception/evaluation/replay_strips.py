@@ -23,11 +23,11 @@ from oc_perception.types import Segmentation, SensorState, TrackOutput
 MOST = 8
 """Cases that are kept in the end, and half as many of each kind."""
 TILE_WIDTH_PX = 320
-_BLIND_TILES = 4
+_BLIND_TILES, _COLUMNS = 5, 4  # with one before and two after: two full rows
 _MOMENT_FRAMES = 25
 """Of a segmentation or of tracks no two cases are closer than about this."""
 _MIN_IOU = 0.5
-_WHITE, _RED, _GAP_PX = (255, 255, 255), (200, 40, 40), 4
+_WHITE, _RED, _GREY, _GAP_PX = (255, 255, 255), (200, 40, 40), 128, 4
 
 
 class Case(NamedTuple):
@@ -233,9 +233,14 @@ def _tinted(picture: np.ndarray, segmentation: Segmentation, caption: str) -> np
 
 
 def _strip(pictures: Sequence[np.ndarray]) -> bytes:
-    """Pictures of one height side by side, as a JPEG file."""
-    height = pictures[0].shape[0]
-    gap = np.full((height, _GAP_PX, 3), 255, np.uint8)
-    parts = [part for picture in pictures for part in (picture, gap)][:-1]
-    strip = cv2.cvtColor(np.concatenate(parts, 1), cv2.COLOR_RGB2BGR)
+    """Pictures of one width in rows of _COLUMNS, legible on a page, as a JPEG file."""
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    columns = min(_COLUMNS, len(pictures))
+    rows = -(-len(pictures) // columns)
+    pitch = np.array([height, width]) + _GAP_PX
+    strip = np.full((*(pitch * (rows, columns) - _GAP_PX), 3), _GREY, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = pitch * divmod(place, columns)
+        strip[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    strip = cv2.cvtColor(strip, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", strip, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()

@@ -138,7 +138,7 @@ def _context(run: Run) -> dict[str, Any]:
         "frames": sum(bag.metrics["frames"] for bag in run.bags),
         "models": sorted({bag.metrics["model"] for bag in run.bags}),
         "trackers": run.trackers,
-        "sentences": headline(run, test, figures),
+        "sentences": headline(run, test, tracking, figures),
         "figures": figures,
         "warned": [bag for bag in run.bags if bag.metrics.get("warnings")],
         "test": test,
@@ -253,7 +253,7 @@ class _Strips:
 def _worst(run: Run, strips: _Strips) -> list[dict[str, Any]]:
     """The worst cases over all bags: the worst of each bag before the second of any."""
     ranked = [
-        (rank, case["score"], number, case)
+        (rank, -case["score"], number, case)
         for number, bag in enumerate(run.bags)
         for rank, case in enumerate(bag.metrics.get("worst", []))
     ]

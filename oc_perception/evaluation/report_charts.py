@@ -94,7 +94,7 @@ def _places(columns: Sequence[str]) -> list[float]:
     for index, column in enumerate(columns):
         at += 0.0 if index == 0 else 1.0 if column.isdigit() else 1.4
         steps.append(at)
-    inner = WIDTH - _LEFT - _RIGHT - 40
+    inner = WIDTH - _LEFT - _RIGHT - 54
     scale = inner / steps[-1] if steps and steps[-1] else 0.0
     return [round(_LEFT + 20 + step * scale, 1) for step in steps]
 

@@ -32,8 +32,8 @@ class BagRun:
 
     @property
     def name(self) -> str:
-        """Name of the bag."""
-        return str(self.metrics["bag"])
+        """What the bag is called here: its directory, since two bags may have one name."""
+        return self.directory.name
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Read report.json and, for each bag that it names, timing.json.
+    """Read report.json, and timing.json of each bag.
 
     Raises ReportError where there is no report.json, or one that cannot be read.
     """
@@ -77,21 +77,14 @@ def read_run(directory: Path) -> Run:
             "`oc-perception replay`."
         )
     report = _read(path)
-    bags = [
-        BagRun(
-            anchor=f"bag-{number}",
-            directory=directory / str(metrics.get("directory", metrics["bag"])),
-            metrics=metrics,
-            timing=_timing(directory / str(metrics.get("directory", metrics["bag"]))),
-        )
-        for number, metrics in enumerate(report.get("bags", []), start=1)
-    ]
-    return Run(directory, report, bags, list(report.get("failed", [])))
-
-
-def _timing(directory: Path) -> dict[str, Any]:
-    path = directory / "timing.json"
-    return _read(path) if path.is_file() else {}
+    places = {_read(own).get("job_key"): own.parent for own in directory.glob("*/metrics.json")}
+    bags = []
+    for number, metrics in enumerate(report["bags"], start=1):
+        own = places.get(metrics["job_key"], directory / str(metrics["bag"]))
+        timing = own / "timing.json"
+        times = _read(timing) if timing.is_file() else {}
+        bags.append(BagRun(f"bag-{number}", own, metrics, times))
+    return Run(directory, report, bags, list(report["failed"]))
 
 
 def _read(path: Path) -> dict[str, Any]:

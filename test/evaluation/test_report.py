@@ -184,6 +184,18 @@ def test_lost_and_damaged_strips_are_named(tmp_path):
     assert text.count("is missing or damaged") == 2
 
 
+def test_bags_of_one_name_keep_apart(tmp_path):
+    bags = [metrics("camera", seed) for seed in (0, 1)]
+    write_replay(tmp_path, bags[:1])
+    write_replay(tmp_path / "more", bags[1:])
+    (tmp_path / "more" / "camera").rename(tmp_path / "camera-2")
+    found = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**found, "bags": bags}))
+    run = read_run(tmp_path)
+    assert [bag.name for bag in run.bags] == ["camera", "camera-2"]
+    Outline(write_report(tmp_path).read_text())
+
+
 def test_bags_without_truth_self_test_or_timing_are_reported(tmp_path):
     bare = metrics("bare", 0, truth=False)
     for key in ("self_test", "blackouts", "worst", "series"):
@@ -222,9 +234,9 @@ def figures_of(tmp_path, change=lambda found: None, timing=TIMING):
     write_replay(tmp_path, [found])
     (tmp_path / "bag" / "timing.json").write_text(json.dumps(timing))
     run = read_run(tmp_path)
-    test = self_test(run)
-    figures = key_figures(run, test, mean_tracking(run))
-    return {figure.title: figure for figure in figures}, headline(run, test, figures)
+    test, tracking = self_test(run), mean_tracking(run)
+    figures = key_figures(run, test, tracking)
+    return {figure.title: figure for figure in figures}, headline(run, test, tracking, figures)
 
 
 def test_verdicts_follow_the_stated_rules(tmp_path):
@@ -234,21 +246,33 @@ def test_verdicts_follow_the_stated_rules(tmp_path):
     assert figures["Usable frames"].verdict == "poor", "90.5 % is below 95 %"
     assert figures["HOTA"].verdict == "good" and "57.0" in figures["HOTA"].detail
     assert figures["FG-ARI"].verdict == "good"
-    assert figures["Speed"].value == "5.0 × real time"
-    assert "within 9 ms" in figures["Speed"].detail
+    time = figures["Time per frame"]
+    assert (time.value, time.verdict) == ("4.7 ms", "good")
+    assert "99 % within 9.3 ms, a frame comes every 40 ms" in time.detail
+    assert "5.0 × real time" in time.detail
     assert "Poor, look there first: usable frames." in sentences
 
     def worse(found):
         found["sensor_states"] = {"OK": 1000}
         found["tracking"]["filter"]["hota"] = 0.56
+        found["tracking"]["filter"]["mota"] = -0.3
         found["discovery"]["fg_ari"] = 0.3
 
-    slow = {**TIMING, "wall_s": 60.0}
-    figures, _ = figures_of(tmp_path / "b", worse, slow)
+    discovery = {"p50_ms": 30.0, "p99_ms": 45.0, "total_s": 40.0}
+    slow = {**TIMING, "stages": {**TIMING["stages"], "discovery": discovery}}
+    figures, sentences = figures_of(tmp_path / "b", worse, slow)
     assert figures["Usable frames"].verdict == "good"
     assert figures["HOTA"].verdict == "fair", "a point behind the best baseline"
     assert figures["FG-ARI"].verdict == "poor"
-    assert figures["Speed"].verdict == "fair"
+    assert figures["Time per frame"].verdict == "fair"
+    assert any("HOTA 56.0" in s and "MOTA −30.0" in s for s in sentences)
+
+    def wrong(found):
+        for scores in found["tracking"].values():
+            scores["hota"] = 0.2
+
+    figures, _ = figures_of(tmp_path / "c", wrong)
+    assert figures["HOTA"].verdict == "poor", "as good as the baselines, which are bad"
 
 
 def test_the_headline_counts_points_against_the_best_baseline(tmp_path):
