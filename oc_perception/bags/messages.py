@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 
 from oc_perception.bags.definitions import (
@@ -19,7 +20,7 @@ from oc_perception.bags.definitions import (
     TRAJECTORIES,
     make,
 )
-from oc_perception.images import decode_compressed, decode_image
+from oc_perception.images import MalformedImage, decode_compressed, decode_depth, decode_image
 from oc_perception.resources import PACKAGE
 from oc_perception.types import (
     Detection,
@@ -34,6 +35,7 @@ from oc_perception.types import (
 
 _UPPER = np.triu_indices(4)
 _NS_PER_S = 1_000_000_000
+_DEPTH_HEAD = 12
 
 
 def time_message(stamp_ns: int, kind: str = "Time") -> Any:
@@ -113,6 +115,39 @@ def rgb_from_message(message: Any) -> np.ndarray:
         message.step,
         message.data,
     )
+
+
+def depth_from_message(message: Any) -> np.ndarray:
+    """`(H, W)` float32 metres, NaN where nothing was measured, of a depth Image or of the
+    CompressedImage of compressed_depth_image_transport. Raises MalformedImage.
+    """
+    if message.__msgtype__ == COMPRESSED_IMAGE:
+        return _packed_depth(message.format, message.data)
+    return decode_depth(
+        message.height,
+        message.width,
+        message.encoding,
+        message.is_bigendian,
+        message.step,
+        message.data,
+    )
+
+
+def _packed_depth(format: str, data: np.ndarray) -> np.ndarray:
+    """A PNG behind a head of 12 bytes: a number, and two floats a, b. For 32FC1 the PNG holds
+    a / depth + b, for 16UC1 millimetres.
+    """
+    packed = cv2.imdecode(data[_DEPTH_HEAD:], cv2.IMREAD_UNCHANGED) if len(data) > 20 else None
+    if packed is None or packed.dtype != np.uint16 or packed.ndim != 2:
+        raise MalformedImage(f"The {format!r} data is not a depth PNG: record the raw depth.")
+    depth = packed.astype(np.float32)
+    if format.startswith("32FC1"):
+        a, b = data[4:_DEPTH_HEAD].view("<f4")
+        depth = a / (depth - b)
+    else:
+        depth *= np.float32(1e-3)
+    depth[(packed == 0) | ~(depth > 0)] = np.nan
+    return depth
 
 
 def segmentation_message(segmentation: Segmentation, frame_id: str = "camera") -> Any:
