@@ -46,6 +46,7 @@ setup(
     extras_require={
         "datasets": [H5PY],
         "figures": [MATPLOTLIB],
+        "fleet": ["ray>=2.50,<3"],
         "test": [
             H5PY,
             MATPLOTLIB,

@@ -18,6 +18,7 @@ from typing import Any
 
 from oc_perception.cli import UserError
 from oc_perception.configuration import from_mapping, read_yaml
+from oc_perception.evaluation.fleet import Outcome, map_jobs
 from oc_perception.evaluation.replay import create_perception, run_job
 from oc_perception.evaluation.replay_store import ReplayJob, write_report_json
 from oc_perception.evaluation.report import write_report
@@ -64,12 +65,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "last bits (default: %(default)s)",
     )
     parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes of this machine that share the bags (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="share the bags over the Ray cluster there instead (`auto` for the one that this "
+        "machine is part of; see docs/fleet.md)",
+    )
+    parser.add_argument(
         "--no-self-test", action="store_true", help="do not hide frames from the tracker"
     )
     parser.add_argument(
         "--no-baselines", action="store_true", help="do not run other trackers for comparison"
     )
-    parser.add_argument("--no-video", action="store_true", help="no film and contact sheet")
+    parser.add_argument(
+        "--video-rate",
+        type=float,
+        default=10.0,
+        metavar="HZ",
+        help="pictures per second in the film; 0: no film and no contact sheet (default: "
+        "%(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -77,24 +97,47 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = _jobs(arguments)
     arguments.output.mkdir(parents=True, exist_ok=True)
     create_perception(jobs[0])  # what is wrong with the model is wrong for all bags
-    done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    for number, job in enumerate(jobs, start=1):
-        display = _Display(f"{job.output.name} ({number} of {len(jobs)})")
-        try:
-            metrics = run_job(job, display.start, display.advance)
-        except (ValueError, OSError) as error:
-            failed.append({"bag": job.output.name, "error": str(error)})
-            continue
-        display.finish()
-        done.append(metrics)
-        _print(job, metrics)
+    if arguments.workers > 1 or arguments.ray:
+        outcomes = _by_fleet(jobs, arguments.workers, arguments.ray)
+    else:
+        outcomes = _one_by_one(jobs)
+    done = [outcome.metrics for outcome in outcomes if outcome.metrics]
+    failed = [
+        {"bag": jobs[outcome.number].output.name, "error": outcome.error}
+        for outcome in outcomes
+        if outcome.error
+    ]
     write_report_json(arguments.output, jobs, done, failed)
     page = write_report(arguments.output)
     for failure in failed:
         print(f"{failure['bag']} failed: {failure['error']}", file=sys.stderr)
     print(f"{'report':>18}  {page}")
     return 1 if failed else 0
+
+
+def _one_by_one(jobs: list[ReplayJob]) -> list[Outcome]:
+    outcomes = []
+    for number, job in enumerate(jobs):
+        display = _Display(f"{job.output.name} ({number + 1} of {len(jobs)})")
+        try:
+            outcome = Outcome(number, run_job(job, display.start, display.advance))
+        except (ValueError, OSError) as error:
+            outcomes.append(Outcome(number, error=str(error)))
+            continue
+        display.finish()
+        outcomes.append(outcome)
+        _print(job, outcome.metrics)
+    return outcomes
+
+
+def _by_fleet(jobs: list[ReplayJob], workers: int, address: str | None) -> list[Outcome]:
+    progress = Progress("bags", len(jobs))
+    outcomes = map_jobs(jobs, workers, address, lambda outcome: progress.advance(), run_job)
+    progress.finish()
+    for outcome in outcomes:
+        if outcome.metrics:
+            _print(jobs[outcome.number], outcome.metrics)
+    return outcomes
 
 
 class _Display:
@@ -118,8 +161,9 @@ class _Display:
 
 
 def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
-    if arguments.threads < 1:
-        raise UserError("--threads must be at least 1.")
+    for name in ("threads", "workers"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1.")
     bags, truths = arguments.bags, arguments.truth
     if len(truths) not in (0, 1, len(bags)):
         raise UserError(f"--truth names {len(truths)} files for {len(bags)} bags: one each.")
@@ -147,7 +191,7 @@ def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
                 threads=arguments.threads,
                 self_test=not arguments.no_self_test,
                 baselines=not arguments.no_baselines,
-                video=not arguments.no_video,
+                video_hz=arguments.video_rate,
             )
         )
     return jobs
