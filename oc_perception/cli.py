@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint on a procedural world",
     "import-frames": "turn an image folder, tar or video into a rosbag2",
     "replay": "run perception over a bag, offline and deterministic",
+    "compare": "put two replays of the same bags side by side",
     "benchmark": "measure latency, inference, scores over seeds, or multistability",
     "up": "start the nodes of a launch file without launch",
     "demo": "run the whole chain on simulated camera images with blackouts",
