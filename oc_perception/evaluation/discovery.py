@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oc_perception.evaluation.refinement import is_iterative, refinements
 from oc_perception.evaluation.segmentation import contingency, segmentation_scores
 from oc_perception.types import Decomposition
-from oc_perception.worlds.registry import create_world
+from oc_perception.worlds.registry import create_world, held_out
 
 _BATCH = 32
 USED_SHARE = 0.01
@@ -29,29 +29,33 @@ def fresh_scenes(
     scenes: int,
     seed: int,
     device: str = "cpu",
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images `(B, 3, H, W)` and labels `(B, H, W)` of `scenes` scenes at the model's frame size.
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images `(B, 3, H, W)` and labels `(B, H, W)` of `scenes` scenes at the model's frame size,
+    of a recording those kept from training; labels are None where nobody knows.
 
     They come in batches of 32 from one seed, so that the same seed gives the same scenes to every
     model, and the first ones of a longer evaluation to a shorter one.
     """
-    source = create_world(world, world_config, _BATCH, seed, device)
+    source = create_world(world, held_out(world, world_config), _BATCH, seed, device)
     for start in range(0, scenes, _BATCH):
         sample, count = source.sample(*model.frame_size), min(_BATCH, scenes - start)
-        yield sample.images[:count], sample.labels[:count]
+        labels = None if sample.labels is None else sample.labels[:count]
+        yield sample.images[:count], labels
 
 
 def scene_scores(
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     decomposition: Decomposition,
     names: Iterable[str] = ("fg_ari", "ari", "miou"),
 ) -> dict[str, Tensor]:
-    """The scores called `names` and the MSE of the composite, each `(B,)`.
+    """The scores called `names`, if there are labels, and the MSE of the composite, each `(B,)`.
 
     Predicted labels are the argmax over all slots (Greff et al. 2019, section 4.1).
     """
-    scores = segmentation_scores(labels, decomposition.log_masks.argmax(1), names=names)
+    scores = {}
+    if labels is not None:
+        scores = segmentation_scores(labels, decomposition.log_masks.argmax(1), names=names)
     return {**scores, "mse": (decomposition.composite - images).square().mean((1, 2, 3))}
 
 
@@ -65,7 +69,7 @@ def evaluate_discovery(
     device: str = "cpu",
 ) -> dict[str, float | int]:
     """Mean FG-ARI (over scenes with an object in view), ARI, mIoU with background and MSE of the
-    composite on fresh scenes.
+    composite on fresh scenes; the MSE alone where labels are unknown.
     """
     parts = [
         scene_scores(images, labels, model.step(model.initial_state(len(images)), images)[1])
@@ -76,7 +80,7 @@ def evaluate_discovery(
 
 @torch.inference_mode()
 def examine_discovery(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]
 ) -> dict[str, float]:
     """The scores of `evaluate_discovery` and AMI, how the slots are used, and the floors below
     which no score means anything, over `batches` as of `fresh_scenes`.
@@ -85,23 +89,28 @@ def examine_discovery(
     share of the images where one slot holds 90 % of the background. `floor_*`: a fixed partition
     of the image into as many cells; `iteration_0_*`, for iterative models: before the first
     refinement, when the model has not seen the image. Compact segments alone give high FG-ARI.
+    Without labels: MSE and `used_slots`.
     """
     parts = []
     for images, labels in batches:
         _, decomposition = model.step(model.initial_state(len(images)), images)
-        cells = spatial_partition(*labels.shape[1:], decomposition.log_masks.shape[1])
-        cells = cells.to(labels.device).expand_as(labels)
-        floor = segmentation_scores(labels, cells, names=_LABEL_SCORES)
         part = {
             **scene_scores(images, labels, decomposition, _LABEL_SCORES),
             "used_slots": (decomposition.masks.mean((2, 3)) > USED_SHARE).sum(1).double(),
+        }
+        parts.append(part)
+        if labels is None:
+            continue
+        cells = spatial_partition(*labels.shape[1:], decomposition.log_masks.shape[1])
+        cells = cells.to(labels.device).expand_as(labels)
+        floor = segmentation_scores(labels, cells, names=_LABEL_SCORES)
+        part |= {
             "background_in_one_slot": _background_is_whole(labels, decomposition),
             **{f"floor_{name}": values for name, values in floor.items()},
         }
         if is_iterative(model) and 0 in (unseen := refinements(model, images, 0)):
             start = scene_scores(images, labels, unseen[0].decomposition, _LABEL_SCORES)
             part |= {f"iteration_0_{name}": values for name, values in start.items()}
-        parts.append(part)
     return _means(parts)
 
 

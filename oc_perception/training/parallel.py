@@ -38,6 +38,14 @@ class ProcessGroup:
         if self.size > 1:
             distributed.barrier()
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process; each must ask."""
+        if self.size == 1:
+            return flag
+        count = torch.tensor(float(flag), device=self.device)
+        distributed.all_reduce(count)
+        return count.item() > 0
+
     def add_up(self, parameters: Iterable[nn.Parameter], values: Tensor) -> Tensor:
         """Replace the gradients of `parameters` by their sums over processes; returns the sums of
         `values` `(N,)`.

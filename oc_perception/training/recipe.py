@@ -25,7 +25,8 @@ class TrainingConfig:
 
     `optimizer` is `adam`, or `rmsprop` without momentum; `betas` are Adam's. `ema_decay` above 0
     averages the weights over updates: the average is evaluated and shipped. `compile` pays off on
-    GPUs, after a minute or more of compilation.
+    GPUs, after a minute or more of compilation. `patience` above 0 ends training after so many
+    evaluations without a lower loss on what is not learned from, and ships the best weights.
 
     A batch is drawn in `shards` equal parts, each with random numbers of its own, and the loss is
     their mean. Processes divide the shards among them, so that their number does not change the
@@ -48,6 +49,7 @@ class TrainingConfig:
     evaluate_every: int = 250
     evaluation_scenes: int = 64
     checkpoint_every_s: float = 60.0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.evaluate_every, self.evaluation_scenes) < 1:
@@ -60,8 +62,8 @@ class TrainingConfig:
             raise ValueError("optimizer must be 'adam' or 'rmsprop'")
         if not all(0 <= rate < 1 for rate in (*self.betas, self.ema_decay)):
             raise ValueError("betas and ema_decay must be at least 0 and below 1")
-        if self.seed < 0:
-            raise ValueError("seed must be at least 0")
+        if min(self.patience, self.seed) < 0:
+            raise ValueError("patience and seed must be at least 0")
 
 
 @dataclass(frozen=True)

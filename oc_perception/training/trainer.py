@@ -7,7 +7,8 @@ what an uninterrupted one on a single process would have drawn.
 
 A run directory holds `weights.safetensors` and `config.yaml` (loadable as a model at any time),
 `recipe.yaml`, `log.jsonl` (one JSON object per evaluation), for discovery `samples.png`; until the
-run is complete `state.pt`, and then `metrics.json` (scores on 320 fresh scenes or sequences).
+run is complete `state.pt`, and then `metrics.json` (scores on 320 fresh scenes or sequences). Of a
+recording they are taken from the part that is not learned from (`worlds.registry.held_out`).
 
 Several processes: `torchrun --nproc-per-node N -m oc_perception.cli train ...`, with
 `training.shards` a multiple of their number and the run directory on a disk that all share.
@@ -30,14 +31,15 @@ from oc_perception.configuration import ConfigurationError, to_mapping
 from oc_perception.evaluation.provenance import provenance
 from oc_perception.models.registry import create_model, save_checkpoint, task_of
 from oc_perception.training.diagnosis import first_non_finite
+from oc_perception.training.early_stopping import EarlyStopping
 from oc_perception.training.interruption import HeldSignals
 from oc_perception.training.optimization import create_optimizer, follow, learning_rate
 from oc_perception.training.parallel import ProcessGroup, process_group
 from oc_perception.training.recipe import Recipe
 from oc_perception.training.run_directory import RunDirectory
 from oc_perception.training.table import Table
-from oc_perception.training.tasks import TASKS
-from oc_perception.worlds.registry import create_world
+from oc_perception.training.tasks import TASKS, held_out_loss
+from oc_perception.worlds.registry import create_world, held_out
 
 _EVALUATION_SEED = 1_000_003
 _TEST_SEED = 2_000_003
@@ -57,8 +59,8 @@ def train(
     stop_at_step: int | None = None,
     time_limit_s: float = math.inf,
 ) -> nn.Module:
-    """Train until `recipe.training.steps`, resuming from `directory` where it holds an unfinished
-    run; returns the model as saved.
+    """Train until `recipe.training.steps`, or until patience ends, resuming from `directory` where
+    it holds an unfinished run; returns the model as saved.
 
     Ctrl-C, `stop_at_step` and `time_limit_s` complete the step and save; called again, the run
     goes on exactly where it stopped. Raises ConfigurationError when the directory belongs to
@@ -80,12 +82,15 @@ def train(
                 return signals.pending is not None or time.monotonic() > end_s
 
             try:
-                while run.step < last_step and not stopping:
+                while run.step < last_step and not (stopping or run.is_exhausted):
                     terms, stopping = run.learn(wants_stop)
+                    evaluates = run.step % config.evaluate_every == 0 or run.step == config.steps
+                    if evaluates and group.is_first:
+                        table.row(*run.evaluate(terms))
+                    if evaluates and config.patience:
+                        run.is_exhausted = group.any(run.is_exhausted)
                     if not group.is_first:
                         continue
-                    if run.step % config.evaluate_every == 0 or run.step == config.steps:
-                        table.row(*run.evaluate(terms))
                     table.advance(run.step)
                     if time.monotonic() - saved_s > config.checkpoint_every_s:
                         run.save()
@@ -98,7 +103,7 @@ def train(
             if group.is_first:
                 run.save()
         signals.release()
-        if group.is_first and run.step == config.steps:
+        if group.is_first and (run.step == config.steps or run.is_exhausted):
             run.finish(report)
     return run.shipped().eval()
 
@@ -115,32 +120,41 @@ class _Run:
             )
         self._recipe, self._group = recipe, group
         self._directory = RunDirectory(directory, recipe, group)
+        size = config.batch_size // config.shards
+        self._world = create_world(recipe.world, recipe.world_config, size, 0, device)
         torch.manual_seed(config.seed)  # initial weights: torch's initialisers take no generator
         self.model = create_model(recipe.model, **recipe.model_config).to(device)
         self.model.to(memory_format=torch.channels_last)
         self._task = TASKS[task_of(self.model)]
+        state = self._directory.load_state(device)
+        if self._task.prepare and not state:
+            self._task.prepare(self.model, self._world)
         self._average = None
         if config.ema_decay:
             self._average = copy.deepcopy(self.model).requires_grad_(False)
+        self._best = EarlyStopping(config.patience, self.model) if config.patience else None
+        self.is_exhausted = False
         self._optimizer = create_optimizer(config, self.model)
         self.step = 0
         self._past_s = self._past_cpu_s = self._others_cpu_s = 0.0
         self._started_s, self._started_cpu_s = time.monotonic(), time.process_time()
-        if state := self._directory.load_state(device):
+        if state:
             self._resume(state)
         share = config.shards // group.size
         self._shards = range(group.rank * share, (group.rank + 1) * share)
-        size = config.batch_size // config.shards
-        self._world = create_world(recipe.world, recipe.world_config, size, 0, device)
         self._noise = torch.Generator(device)
         self._batches = self._draw(self.step)
         self._loss = torch.compile(self.model.loss) if config.compile else self.model.loss
         self._is_updating = False
         self._provenance = provenance(device)
 
-    def shipped(self) -> nn.Module:
-        """The model that is evaluated and saved: the average if there is one."""
+    def newest(self) -> nn.Module:
+        """The model that is evaluated while training goes on: the average if there is one."""
         return self.model if self._average is None else self._average
+
+    def shipped(self) -> nn.Module:
+        """The model that is saved: the newest, or the best where training has patience."""
+        return self._best.model if self._best and self._best.step else self.newest()
 
     def learn(self, wants_stop: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         """One step: the scalar terms of the loss and the gradient's norm, and whether any of the
@@ -223,6 +237,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
+            "best": None if self._best is None else self._best.state(),
             "step": self.step,
             **self._effort(),
         }
@@ -234,18 +249,27 @@ class _Run:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+        if self._best is not None:
+            self._best.restore(state["best"])
+            self.is_exhausted = self._best.is_exhausted
         self.step = state["step"]
         self._past_s, self._past_cpu_s = state["elapsed_s"], state["cpu_s"]
 
     def evaluate(self, terms: Mapping[str, float]) -> tuple[dict[str, float], tuple[str, ...]]:
         """Add a line to `log.jsonl`; returns it, and which of the scores in it to show.
 
-        A score of the same name as a term of the loss is called `fresh_*` there.
+        A score of the same name as a term of the loss is called `fresh_*` there. Where training
+        has patience, `samples.png` shows the best model.
         """
-        recipe, model = self._recipe, self.shipped().eval()
-        scores = self._score(recipe.training.evaluation_scenes, _EVALUATION_SEED)
-        if self._task.illustrate:
-            world = (recipe.world, recipe.world_config, _PICTURES, _EVALUATION_SEED)
+        recipe, model = self._recipe, self.newest().eval()
+        scores = self._score(model, recipe.training.evaluation_scenes, _EVALUATION_SEED)
+        is_best = True
+        if self._best is not None:
+            is_best = self._best.judge(model, scores["held_out_loss"], self.step)
+            self.is_exhausted = self._best.is_exhausted
+        if self._task.illustrate and is_best:
+            settings = held_out(recipe.world, recipe.world_config)
+            world = (recipe.world, settings, _PICTURES, _EVALUATION_SEED)
             scenes = create_world(*world, self._group.device)
             self._task.illustrate(model, scenes, self._directory.path / "samples.png")
         model.train()
@@ -258,7 +282,11 @@ class _Run:
             **scores,
         }
         self._directory.log(entry)
-        return entry, self._task.columns or tuple(scores)
+        return entry, self._shown(scores)
+
+    def _shown(self, scores: Mapping[str, float]) -> tuple[str, ...]:
+        columns = (*self._task.columns, "held_out_loss") if self._task.columns else scores
+        return tuple(name for name in columns if name in scores)
 
     def finish(self, report: Callable[[str], None]) -> None:
         """Round the weights to the precision in which they are shipped, and write them and
@@ -267,8 +295,8 @@ class _Run:
         model, effort = self.shipped().eval(), self._effort()
         model.to(self._task.precision).float()
         save_checkpoint(model, self._directory.path, self._task.precision)
-        scores = self._score(_TEST_SCENES, _TEST_SEED)
-        for name in self._task.columns or scores:
+        scores = self._score(model, _TEST_SCENES, _TEST_SEED)
+        for name in self._shown(scores):
             report(f"{name:>16}  {scores[name]:.4g}")
         record = {
             **scores,
@@ -276,6 +304,7 @@ class _Run:
             "seed": _TEST_SEED,
             "world": self._recipe.world,
             "steps": self.step,
+            **({} if self._best is None else {"early_stopping": self._best.summary()}),
             **effort,
             "processes": self._group.size,
             "threads": torch.get_num_threads(),
@@ -284,9 +313,13 @@ class _Run:
         }
         self._directory.complete(record)
 
-    def _score(self, scenes: int, seed: int) -> dict[str, float]:
-        world = (self._recipe.world, self._recipe.world_config)
-        return self._task.evaluate(self.shipped(), *world, scenes, seed, self._group.device)
+    def _score(self, model: nn.Module, scenes: int, seed: int) -> dict[str, float]:
+        name, config = self._recipe.world, self._recipe.world_config
+        scope = (name, config, scenes, seed, self._group.device)
+        scores = self._task.evaluate(model, *scope)
+        if self._best is not None or held_out(name, config) != config:
+            scores["held_out_loss"] = held_out_loss(self._task, model, *scope)
+        return scores
 
 
 class _Readback:

@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from oc_perception.configuration import ConfigurationError, from_mapping, nearest
 from oc_perception.worlds.discs import Discs
 from oc_perception.worlds.published import Published
+from oc_perception.worlds.recordings import Recordings
 from oc_perception.worlds.rooms import Rooms
 from oc_perception.worlds.scenes import World
 from oc_perception.worlds.sprites import Sprites
@@ -27,6 +29,7 @@ WORLDS = {
     "ambiguous_tetrominoes": AmbiguousTetrominoes,
     "discs": Discs,
     "published": Published,
+    "recordings": Recordings,
     "rooms": Rooms,
     "sprites": Sprites,
     "streets": Streets,
@@ -43,3 +46,14 @@ def create_world(
         raise ConfigurationError(f"Unknown world {name!r}.{nearest(name, WORLDS)}")
     world = WORLDS[name]
     return world(from_mapping(world.Config, config, name), batch_size, seed, device)
+
+
+def held_out(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings for what is kept from training, where the world splits recordings by time;
+    procedural worlds are fresh at each draw.
+    """
+    world = WORLDS.get(name)
+    settings = {field.name for field in dataclasses.fields(world.Config)} if world else set()
+    if {"split", "validation"} <= settings and config.get("split", "train") == "train":
+        return {**config, "split": "validation"}
+    return dict(config)
