@@ -75,7 +75,8 @@ def cached_frames(
     """
     directory = cache_directory() if directory is None else Path(directory)
     with open_sequence(path, topic, truth, fps) as sequence:
-        choice = f"{_FORMAT} {sequence.identity()} {size} {crop}"
+        recording = f"{sequence.identity()} {sequence.truth_identity()}"
+        choice = f"{_FORMAT} {recording} {tuple(size)} {crop and tuple(crop)}"
         place = directory / f"frames_{hashlib.sha256(choice.encode()).hexdigest()[:32]}"
         if not place.is_dir():
             directory.mkdir(parents=True, exist_ok=True)
@@ -119,12 +120,10 @@ def _decode(sequence: Sequence, place: Path, size: tuple[int, int], crop: Region
         Progress(f"frames of {sequence.name}", sequence.num_frames),
         time.monotonic(),
     )
-    malformed, first_error = 0, ""
     with (place / "images.raw").open("wb") as file:
         for frame in sequence.frames():
             progress.advance()
             if isinstance(frame.image, MalformedImage):
-                malformed, first_error = malformed + 1, first_error or str(frame.image)
                 continue
             image, true_boxes = fitted(frame, size, crop)
             file.write(image.data)
@@ -135,13 +134,8 @@ def _decode(sequence: Sequence, place: Path, size: tuple[int, int], crop: Region
         progress.finish()
     if not indices:
         raise BagError(
-            f"No image on {sequence.topic} in {sequence.name} can be decoded"
-            + (f"; the first: {first_error}" if malformed else ".")
-        )
-    warnings = list(sequence.warnings)
-    if malformed:
-        warnings.append(
-            f"{malformed} images on {sequence.topic} cannot be decoded; the first: {first_error}"
+            f"No image on {sequence.topic} in {sequence.name} can be decoded. "
+            + " ".join(sequence.warnings)
         )
     known = [b for b in boxes if b is not None]
     np.savez(
@@ -155,7 +149,7 @@ def _decode(sequence: Sequence, place: Path, size: tuple[int, int], crop: Region
     about = {
         "topic": sequence.topic,
         "period_ns": sequence.period_ns,
-        "warnings": warnings,
+        "warnings": sequence.warnings,
     }
     (place / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

@@ -6,7 +6,6 @@ A damaged or missing file of a split recording is left out, and noted.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Protocol
 import yaml
 
 from oc_perception.bags import mcap, ros1
+from oc_perception.bags.archive import natural
 from oc_perception.bags.chunks import Channel, Message, Skipped, StorageError
 from oc_perception.bags.compression import decompress_file
 from oc_perception.bags.sqlite import SQLITE_MAGIC, SqliteFile
@@ -63,11 +63,6 @@ def looks_recorded(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(16)
     return path.name.endswith(_SUFFIXES) or head.startswith((mcap.MAGIC, ros1.MAGIC, SQLITE_MAGIC))
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key: digits by value, so that file 10 follows file 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _listed(directory: Path, skipped: Skipped) -> list[Path]:

@@ -88,6 +88,11 @@ class Bag:
         return self._skipped.lines()
 
     @property
+    def paths(self) -> list[Path]:
+        """The files that are read."""
+        return [file.path for file in self._files]
+
+    @property
     def topics(self) -> dict[str, str]:
         """Message type of each topic, by name."""
         return dict(self._topics)

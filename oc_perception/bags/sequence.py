@@ -1,58 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames in time, whatever they were recorded with: bags, folders and tars of pictures, videos."""
+"""Frames in time, whatever they come from: bags, folders and tars of pictures, videos."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import tarfile
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
+import cv2
 import numpy as np
 
+from oc_perception.bags.archive import fingerprint, is_tar
+from oc_perception.bags.chunks import Skipped
+from oc_perception.bags.files import looks_recorded
 from oc_perception.bags.frames import BagError, Frame, TrueBoxes
-from oc_perception.bags.reader import Bag
-from oc_perception.bags.sequences import ImageSequence
-from oc_perception.evaluation.mot_files import parse_mot, read_mot
+from oc_perception.bags.pictures import ImageSequence, Picture
+from oc_perception.bags.reader import COMPANION_LOOKAHEAD_FRAMES, FOREVER_NS, Bag
+from oc_perception.bags.truth import BoxTruth, MaskTruth, open_truth, truth_inside
 from oc_perception.images import MalformedImage
+from oc_perception.types import Segmentation, SensorState
 
 __all__ = ["BagError", "Frame", "Sequence", "TrueBoxes", "open_sequence"]
 
-_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_PICTURE_TOPIC = "/camera/image"
+_PICTURES_START_NS = 1_000_000_000  # 0 means "unset" in ROS
+_LONE_FRAME_PERIOD_NS = 1_000_000_000
+_ENDINGS = {
+    *(".mcap", ".db3", ".bag", ".active", ".zstd", ".zst"),
+    *(".tar", ".gz", ".tgz", ".bz2", ".xz"),
+    *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".m4v"),
+}
 
 
-class Sequence(Protocol):
+class Sequence(ABC):
     """Frames of one camera. A context manager; `frames` may be called again and again.
 
-    `name` is of the recording; `num_frames` as announced; `period_ns` the median distance of the
-    first stamps; `warnings` say what was skipped and why, and grow while frames are read.
+    `name` is of the recording, for directories and tables; `num_frames` as announced; `period_ns`
+    the median distance of the first stamps, 1 s where there is one frame alone.
     """
 
     name: str
     topic: str
     num_frames: int
     period_ns: int
-    warnings: list[str]
 
-    def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Frame]:
-        """The frames recorded `start_s <= t < stop_s` after the first; gaps stay gaps."""
+    def __init__(self, path: Path, truth: Path | None) -> None:
+        self._stack = ExitStack()
+        self._skipped = Skipped()
+        self.name = _name(path)
+        self._truth: BoxTruth | MaskTruth | None = None
+        if truth is not None:
+            self._truth = open_truth(truth, self._stack)
 
-    def identity(self) -> str:
-        """Equal for the same recording, wherever it lies."""
-
-    def __enter__(self) -> Sequence: ...
+    def __enter__(self) -> Sequence:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self._stack.close()
+
+    @abstractmethod
+    def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Frame]:
+        """The frames recorded `start_s <= t < stop_s` after the first, in recorded order.
+
+        One at a time; others are not decoded. Gaps stay gaps. An image that cannot be decoded is a
+        Frame with the error in its place; a message that cannot be read is left out.
+        """
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Equal for the same recording wherever it lies, with the same topic and rate, whatever
+        truth is given.
+        """
+
+    def truth_identity(self) -> str:
+        """Equal for the same truth wherever it lies; empty where the recording has its own."""
+        return "" if self._truth is None else self._truth.identity()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was left out so far and why, one line per kind; grows while frames are read."""
+        return self._skipped.lines()
+
+    def _with_truth(self, frame: Frame, number: int, picture: str = "") -> Frame:
+        """The frame with the truth of frame `number`, and the error of its image noted."""
+        if isinstance(frame.image, MalformedImage):
+            self._skipped.add(f"image(s) on {self.topic}", frame.index, f"{frame.image}")
+        if isinstance(self._truth, BoxTruth):
+            return replace(frame, boxes=self._truth.boxes(number))
+        if isinstance(self._truth, MaskTruth):
+            try:
+                labels = self._truth.labels(number, picture)
+            except BagError as error:
+                self._skipped.add("mask(s)", number, f"{error}")
+                return frame
+            if labels is not None:
+                return replace(frame, truth=self._segmentation(frame, labels))
+        return frame
+
+    def _segmentation(self, frame: Frame, labels: np.ndarray) -> Segmentation:
+        if isinstance(frame.image, np.ndarray) and labels.shape != frame.image.shape[:2]:
+            height, width = frame.image.shape[:2]
+            self._skipped.note(
+                f"The masks are of {labels.shape[1]}x{labels.shape[0]} px, the images of "
+                f"{width}x{height}: the masks are resized."
+            )
+            labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+        return Segmentation(frame.stamp_ns, SensorState.OK, "ground_truth", frame.index, labels)
+
+    def _compare_lengths(self) -> None:
+        if self._truth is not None and self._truth.num_frames < self.num_frames:
+            self._skipped.note(
+                f"The ground truth ends with frame {self._truth.num_frames} of {self.num_frames}."
+            )
 
 
 def open_sequence(
@@ -61,91 +130,123 @@ def open_sequence(
     truth: str | Path | None = None,
     fps: float | None = None,
 ) -> Sequence:
-    """A recording as a Sequence. Raises BagError where nothing can be read."""
-    path = Path(path)
-    boxes = _boxes(path, truth)
-    if path.suffix in (".mcap", ".db3") or list(path.glob("*.mcap")) or list(path.glob("*.db3")):
-        return _BagSequence(path, topic, boxes)
-    return _PictureSequence(path, fps, boxes)
+    """A recording as a Sequence, open; use it in a `with`.
+
+    `path` is a rosbag2 directory, a lone .mcap or .db3 file, a ROS 1 .bag, a folder or tar of
+    pictures (MOTChallenge's too), or a video. `topic` names the images of a bag that has several.
+    `truth` is MOTChallenge's gt.txt (its frame k is the k-th image), or a folder or tar of such a
+    text or of PNG masks; without it, what lies in the recording is used. `fps` is the rate of
+    pictures. Raises BagError where nothing can be read.
+    """
+    path, truth = Path(path), None if truth is None else Path(truth)
+    if not path.exists():
+        raise BagError(f"There is no recording at {path}: check the path.")
+    with ExitStack() as on_error:
+        sequence: Sequence
+        if not is_tar(path) and looks_recorded(path):
+            sequence = on_error.enter_context(_BagSequence(path, truth))
+            sequence.open(topic)
+        else:
+            sequence = on_error.enter_context(_PictureSequence(path, truth))
+            sequence.open(fps)
+        on_error.pop_all()
+    return sequence
 
 
-_Boxes = Callable[[int], TrueBoxes | None]
+class _BagSequence(Sequence):
+    """The images of one topic of a bag."""
 
+    def __init__(self, path: Path, truth: Path | None) -> None:
+        super().__init__(path, truth)
+        self._bag = Bag(path)
 
-def _boxes(path: Path, truth: str | Path | None) -> _Boxes:
-    table = None
-    if truth is not None:
-        table = read_mot(truth)
-    elif path.name.endswith(_TARS):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith("gt/gt.txt") and (file := tar.extractfile(member)):
-                    table = parse_mot(file.read().decode().splitlines(), member.name)
-    elif (path / "gt" / "gt.txt").is_file():
-        table = read_mot(path / "gt" / "gt.txt")
-    if table is None:
-        return lambda index: None
-    table = table.select(~table.ignored)
-    ids, boxes = table.by_frame(int(table.frames.max(initial=-1)) + 1)
-    nothing = TrueBoxes(np.zeros(0, np.int64), np.zeros((0, 4)))
-    return lambda k: TrueBoxes(ids[k], boxes[k]) if k < len(ids) else nothing
-
-
-class _BagSequence:
-    def __init__(self, path: Path, topic: str | None, boxes: _Boxes) -> None:
-        self._stack = ExitStack()
-        self._bag = self._stack.enter_context(Bag(path))
-        self._topics = self._bag.select(topic)
-        self._boxes = boxes
-        self.name, self.topic = path.stem, self._topics.image
-        self.num_frames = self._bag.count(self.topic)
-        self.period_ns = self._bag.period_ns(self.topic)
-        self.warnings: list[str] = []
-
-    def __enter__(self) -> _BagSequence:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def open(self, topic: str | None) -> None:
+        bag = self._stack.enter_context(self._bag)
+        self._topics = bag.select(topic)
+        self.topic = self._topics.image
+        self.num_frames = bag.count(self.topic)
+        self._first_ns = bag.first_recorded_ns(self.topic)
+        if self.num_frames > 1:
+            self.period_ns = bag.period_ns(self.topic)
+        else:
+            bag.first_stamp_ns(self.topic)  # fails where it cannot be read
+            self.period_ns = _LONE_FRAME_PERIOD_NS
+        self._compare_lengths()
 
     def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Frame]:
-        first = None
-        for frame in self._bag.frames(self._topics):
-            first = frame.stamp_ns if first is None else first
-            if start_s <= (frame.stamp_ns - first) * 1e-9 < stop_s:
-                yield replace(frame, boxes=self._boxes(frame.index))
+        start_ns = self._first_ns + round(start_s * 1e9) if start_s > 0 else 0
+        stop_ns = self._first_ns + round(stop_s * 1e9) if math.isfinite(stop_s) else FOREVER_NS
+        margin_ns = COMPANION_LOOKAHEAD_FRAMES * self.period_ns
+        for frame in self._bag.frames(self._topics, start_ns, stop_ns, margin_ns):
+            yield self._with_truth(frame, frame.index)
+
+    @property
+    def warnings(self) -> list[str]:
+        return [*self._bag.warnings, *self._skipped.lines()]
 
     def identity(self) -> str:
-        text = f"{self.topic} {self.num_frames} {self._bag.first_stamp_ns(self.topic)}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(f"{self.topic} {fingerprint(self._bag.paths)}".encode()).hexdigest()
 
 
-class _PictureSequence:
-    def __init__(self, path: Path, fps: float | None, boxes: _Boxes) -> None:
-        self._stack = ExitStack()
-        self._pictures = self._stack.enter_context(ImageSequence(path, fps))
-        self._boxes = boxes
-        self.name, self.topic = path.name.partition(".")[0], "/camera/image"
-        self.num_frames = len(self._pictures)
-        first = [p.time_s for _, p in zip(range(60), self._pictures, strict=False)]
-        self.period_ns = round(np.median(np.diff(first)) * 1e9)
-        self.warnings: list[str] = []
+class _PictureSequence(Sequence):
+    """Pictures of a folder or tar, or the frames of a video."""
 
-    def __enter__(self) -> _PictureSequence:
-        return self
+    def __init__(self, path: Path, truth: Path | None) -> None:
+        super().__init__(path, truth)
+        self._path = path
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def open(self, fps: float | None) -> None:
+        pictures = self._stack.enter_context(ImageSequence(self._path, fps))
+        self._pictures, self.topic = pictures, _PICTURE_TOPIC
+        self.num_frames = len(pictures)
+        self.period_ns = round(1e9 / pictures.fps) if pictures.fps else self._measured_period_ns()
+        if pictures.warning:
+            self._skipped.note(pictures.warning)
+        if self._truth is None and pictures.archive is not None:
+            self._truth = truth_inside(pictures.archive, pictures.folder)
+        self._compare_lengths()
 
     def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Frame]:
-        for index, picture in enumerate(self._pictures):
-            if start_s <= picture.time_s < stop_s:
-                try:
-                    image = picture.rgb()
-                except MalformedImage as error:
-                    image = error
-                stamp_ns = 1_000_000_000 + round(picture.time_s * 1e9)
-                yield Frame(index, stamp_ns, image, boxes=self._boxes(index))
+        count = 0
+        for picture in self._pictures.pictures(start_s, stop_s):
+            try:
+                image: np.ndarray | MalformedImage = picture.rgb()
+            except MalformedImage as error:
+                image = error
+            stamp_ns = _PICTURES_START_NS + round(picture.time_s * 1e9)
+            frame = Frame(picture.index, stamp_ns, image, self._depth(picture))
+            yield self._with_truth(frame, picture.number, picture.name)
+            count = picture.index + 1
+        if stop_s == math.inf and count < self.num_frames:
+            self._skipped.note(
+                f"Only {count} of the {self.num_frames} frames that {self._path.name} announces "
+                "can be decoded."
+            )
 
     def identity(self) -> str:
-        return hashlib.sha256(f"{self.name} {self.num_frames}".encode()).hexdigest()
+        if self._path.is_dir():
+            names = " ".join(self._pictures.names)
+            content = fingerprint([self._path / name for name in self._pictures.names])
+        else:
+            names, content = "", fingerprint([self._path])
+        about = f"{self._pictures.fps} {names} {content}"
+        return hashlib.sha256(about.encode()).hexdigest()
+
+    def _depth(self, picture: Picture) -> np.ndarray | None:
+        try:
+            return picture.depth_m()
+        except MalformedImage as error:
+            self._skipped.add("depth picture(s)", picture.index, f"{error}")
+            return None
+
+    def _measured_period_ns(self) -> int:
+        times_s = [p.time_s for _, p in zip(range(2), self._pictures, strict=False)]
+        return round((times_s[1] - times_s[0]) * 1e9) if times_s[1:] else _LONE_FRAME_PERIOD_NS
+
+
+def _name(path: Path) -> str:
+    """Without the endings of files; of a directory all of it."""
+    path = path.absolute()
+    while not path.is_dir() and path.suffix.lower() in _ENDINGS:
+        path = path.with_suffix("")
+    return path.name

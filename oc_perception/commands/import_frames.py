@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from oc_perception.bags.messages import compressed_message, image_message
-from oc_perception.bags.sequences import ImageSequence
+from oc_perception.bags.pictures import ImageSequence
 from oc_perception.bags.writer import STORAGES, BagWriter
 from oc_perception.cli import UserError
 from oc_perception.images import MalformedImage
@@ -73,8 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
             progress.advance()
             count += 1
         progress.finish()
-        expected = len(sequence)
+        expected, warning = len(sequence), sequence.warning
     print(f"{arguments.out_bag}: {count} frames on {topic}, {(stamp_ns - start_ns) / 1e9:.2f} s")
     if count < expected:
         print(f"Only {count} of the {expected} frames that the video announces can be decoded.")
+    if warning:
+        print(warning)
     return 0
