@@ -14,6 +14,7 @@ from typing import Any
 from oc_perception.configuration import ConfigurationError, from_mapping, nearest
 from oc_perception.worlds.discs import Discs
 from oc_perception.worlds.published import Published
+from oc_perception.worlds.recorded_tracks import RecordedTracks
 from oc_perception.worlds.recordings import Recordings
 from oc_perception.worlds.rooms import Rooms
 from oc_perception.worlds.scenes import World
@@ -30,6 +31,7 @@ WORLDS = {
     "discs": Discs,
     "published": Published,
     "recordings": Recordings,
+    "recorded_tracks": RecordedTracks,
     "rooms": Rooms,
     "sprites": Sprites,
     "streets": Streets,
