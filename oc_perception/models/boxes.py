@@ -34,6 +34,12 @@ def mismatch(boxes: Tensor, targets: Tensor) -> Tensor:
     return 0.3 * distance - iou(boxes, targets).clamp(min=0.01).log()
 
 
+def change(boxes: Tensor, targets: Tensor) -> Tensor:
+    """From `boxes` to `targets` `(..., 4)`: of centres in box sizes, and of the sizes' logs."""
+    offset = (targets[..., :2] - boxes[..., :2]) / boxes[..., 2:]
+    return torch.cat([offset, (targets[..., 2:] / boxes[..., 2:]).log()], -1)
+
+
 def corrected(boxes: Tensor, change: Tensor) -> Tensor:
     """`boxes` moved by `change` `(..., 4)`: of centres in box sizes, and of the sizes' logs. Sizes
     change by a factor of e at most, with a gradient everywhere: behind a hard limit it is lost.

@@ -101,7 +101,8 @@ class Memory(NamedTuple):
 class Readout(NamedTuple):
     """`step`, `box` `(B, T, M, 4)`: how the box changes until the next frame, and until the
     one that is to be predicted; `room` `(B, T, M)` logit of what a window adds to its box;
-    `presence` `(B, T, M)` logit; `velocity` `(B, T, M, 2)` in box sizes per frame.
+    `presence` `(B, T, M)` logit; `velocity` `(B, T, M, 2)` in box sizes per frame; `gains` of a
+    filter, if any.
     """
 
     step: Tensor
@@ -109,6 +110,7 @@ class Readout(NamedTuple):
     room: Tensor
     presence: Tensor
     velocity: Tensor
+    gains: Tensor
 
 
 class Core(nn.Module):
@@ -126,6 +128,7 @@ class Core(nn.Module):
         heads: int = 4,
         max_objects: int = 5,
         feedback: bool = False,
+        gains: int = 0,
     ) -> None:
         super().__init__()
         self.size, self.feedback = size, feedback
@@ -134,8 +137,8 @@ class Core(nn.Module):
         told = 2 * size if feedback else size
         self.relation = create_relation(relations, told, size, heads, max_objects)
         self.lstm = nn.LSTMCell(size if self.relation is None else 2 * size, size)
-        self.read = nn.Sequential(nn.Linear(size, size), nn.ELU(), nn.Linear(size, 12))
-        self.shortcut = nn.Linear(inputs, 12, bias=False)
+        self.read = nn.Sequential(nn.Linear(size, size), nn.ELU(), nn.Linear(size, 12 + gains))
+        self.shortcut = nn.Linear(inputs, 12 + gains, bias=False)
         for last in (self.read[2], self.shortcut):
             nn.init.uniform_(last.weight, -1e-3, 1e-3)
         nn.init.zeros_(self.read[2].bias)
@@ -165,9 +168,9 @@ class Core(nn.Module):
             outputs.append(memory.hidden)
         outputs = torch.stack(outputs, 1)
         read = self.read(outputs) + self.shortcut(inputs)
-        step, box, room, presence, velocity = read.split((4, 4, 1, 1, 2), -1)
+        step, box, room, presence, velocity, gains = read.tensor_split((4, 8, 9, 10, 12), -1)
         step = _LARGEST_STEP * self.gain.tanh() * step.tanh()
-        readout = Readout(step, box, room.squeeze(-1), presence.squeeze(-1), velocity)
+        readout = Readout(step, box, room.squeeze(-1), presence.squeeze(-1), velocity, gains)
         return readout, memory
 
     def _with_heard(self, features: Tensor, told: Tensor, present: Tensor) -> Tensor:
