@@ -12,7 +12,7 @@ from oc_perception.bags.sequence import open_sequence
 from oc_perception.bags.writer import BagWriter
 from oc_perception.cli import main
 from oc_perception.commands.up import command
-from oc_perception.evaluation.replay import steps
+from oc_perception.evaluation.replay_steps import steps
 from oc_perception.models.registry import load_model
 from oc_perception.pipeline import Discovery, Perception
 from oc_perception.processes import Processes, isolated_environment

@@ -12,6 +12,7 @@ _BENCHMARKS = {
     "inference": "time per frame of the discovery models",
     "blackout": "errors and identities while the sensor is blind",
     "tracking": "time per step of motion models and trackers",
+    "replay": "speed and memory of replay with a stub model",
     "multistability": "groupings of an ambiguous picture that inference finds",
 }
 

@@ -21,7 +21,7 @@ from oc_perception.evaluation.baselines import FIT_FRAMES
 from oc_perception.evaluation.blackout import Chunk, Recording
 from oc_perception.evaluation.blackout_scores import AFTER_FRAMES, SequenceTruth
 from oc_perception.evaluation.box_trackers import BoxTracker
-from oc_perception.evaluation.replay import steps
+from oc_perception.evaluation.replay_steps import steps
 from oc_perception.models.registry import load_model
 from oc_perception.pipeline import Discovery, DiscoveryState, Perception
 from oc_perception.tracking.tracker import Tracker

@@ -5,20 +5,18 @@ run.
 
 from __future__ import annotations
 
-import math
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 
-from oc_perception.bags.sequence import Frame, Sequence, open_sequence
-from oc_perception.bags.writer import BagWriter
+from oc_perception.bags.sequence import Sequence, open_sequence
 from oc_perception.evaluation.provenance import machine
-from oc_perception.evaluation.replay_files import Film, mot_lines, whole_file, write_messages
+from oc_perception.evaluation.replay_files import Files
 from oc_perception.evaluation.replay_runs import Runs
 from oc_perception.evaluation.replay_scores import (
     DiscoveryScores,
@@ -26,6 +24,7 @@ from oc_perception.evaluation.replay_scores import (
     Summary,
     TrackingScores,
 )
+from oc_perception.evaluation.replay_steps import ReplayCounts, Step, steps
 from oc_perception.evaluation.replay_store import (
     SCHEMA,
     ReplayJob,
@@ -36,125 +35,17 @@ from oc_perception.evaluation.replay_store import (
 from oc_perception.evaluation.replay_strips import WorstCases
 from oc_perception.evaluation.replay_timing import Stopwatch
 from oc_perception.evaluation.self_test import SelfTest
-from oc_perception.images import MalformedImage
 from oc_perception.models.registry import load_model
-from oc_perception.pipeline import Discovery, Perception, PerceptionOutput, PerceptionState
+from oc_perception.pipeline import Discovery, Perception
 from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.reordering import ReorderingTracker
-from oc_perception.tracking.stamps import StampError, check_stamp
 from oc_perception.tracking.tracker import create_tracker
-from oc_perception.types import SensorState
-
-WATCHDOG_PERIODS = 1.5
-"""A frame is missing when the gap is this many periods long, as in the live watchdog."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a replay: what was recorded (None where a frame was missing), the answer, and
-    what perception remembers after it.
-    """
-
-    stamp_ns: int
-    frame: Frame | None
-    output: PerceptionOutput
-    state: PerceptionState
-
-
-@dataclass
-class ReplayCounts:
-    """What became of the frames of a recording."""
-
-    frames: int = 0
-    malformed: int = 0
-    late: int = 0
-    missing: int = 0
-    first_error: str = ""
-
-    def refuse(self, error: StampError) -> None:
-        """A frame whose stamp cannot be used."""
-        self.late += 1
-        self.first_error = self.first_error or str(error)
-
-
-def session_of(sequence: Sequence) -> bytes:
-    """A UUID (16 bytes) that is the same for the same recording, wherever it lies."""
-    return uuid.uuid5(uuid.NAMESPACE_OID, sequence.identity()).bytes
-
-
-def steps(
-    sequence: Sequence,
-    perception: Perception,
-    counts: ReplayCounts | None = None,
-    on_frame: Callable[[], None] = lambda: None,
-    watch: Stopwatch | None = None,
-) -> Iterator[Step]:
-    """Perception's answer to every frame of a recording, and to every frame that is missing in it.
-
-    In a gap of more than WATCHDOG_PERIODS perception steps without a frame, at the camera's rate,
-    while there is a track to predict. An image that cannot be decoded is a step without a frame,
-    marked CORRUPT; one with a duplicate or zero stamp, or late by more than the window of
-    perception, is left out. `counts` is filled on the way, `on_frame` called per recorded image,
-    `watch` told how long everything takes.
-    """
-    counts = ReplayCounts() if counts is None else counts
-    watch = watch or Stopwatch()
-    period_ns = sequence.period_ns
-    reset_s = perception.tracker.config.clock_reset_threshold_s
-    window_s = perception.discovery.reorder_window_s
-    perception = Perception(
-        watch.timed(perception.discovery, "discovery"),
-        watch.timed(perception.tracker, "tracking"),
-    )
-    state = perception.initial_state(session_of(sequence))
-    last_ns, tracks_left = 0, False
-    for frame in watch.each("read", sequence.frames(-math.inf)):  # clocks jump
-        counts.frames += 1
-        on_frame()
-        try:
-            reset = check_stamp(last_ns, frame.stamp_ns, reset_s, window_s)
-        except StampError as error:
-            counts.refuse(error)
-            continue
-        missing_ns = last_ns + period_ns
-        while tracks_left and frame.stamp_ns - missing_ns > (WATCHDOG_PERIODS - 1) * period_ns:
-            state, output = perception.step(state, None, missing_ns)
-            counts.missing += 1
-            tracks_left = bool(output.tracks.tracks)
-            yield Step(missing_ns, None, output, state)
-            missing_ns += period_ns
-        if isinstance(frame.image, MalformedImage):
-            counts.malformed += 1
-            counts.first_error = counts.first_error or str(frame.image)
-        try:
-            state, output = _step(perception, state, frame)
-        except StampError as error:  # a repetition within the window
-            counts.refuse(error)
-            continue
-        last_ns = frame.stamp_ns if reset else max(last_ns, frame.stamp_ns)
-        tracks_left = bool(output.tracks.tracks)
-        yield Step(frame.stamp_ns, frame, output, state)
-
-
-def _step(
-    perception: Perception, state: PerceptionState, frame: Frame
-) -> tuple[PerceptionState, PerceptionOutput]:
-    """Perception's step; for an image that cannot be decoded a blind one that says why, as
-    discovery_node and tracking_node take it.
-    """
-    if not isinstance(frame.image, MalformedImage):
-        return perception.step(
-            state, frame.image, frame.stamp_ns, frame.depth_m, frame.camera_matrix
-        )
-    discovery, segmentation = perception.discovery.step(state.discovery, None, frame.stamp_ns)
-    segmentation = replace(segmentation, sensor_state=SensorState.CORRUPT)
-    tracker, tracks = perception.tracker.step(state.tracker, segmentation, frame.stamp_ns)
-    return PerceptionState(discovery, tracker), PerceptionOutput(segmentation, tracks)
 
 
 def create_perception(job: ReplayJob) -> Perception:
     """The perception of a job. Raises ModelError, or ValueError for the tracker's weights."""
     torch.set_num_threads(job.threads)
+    cv2.setNumThreads(job.threads)  # more of them cost more than they gain on pictures this small
     return _perception(job.model, job.tracker, job.device)
 
 
@@ -198,69 +89,99 @@ def _replay(
     on_start: Callable[[int], None],
     on_frame: Callable[[], None],
 ) -> dict[str, Any]:
-    watch = Stopwatch()
+    watch, counts = Stopwatch(), ReplayCounts()
     perception = create_perception(job)
     rate_hz = 1e9 / sequence.period_ns
-    runs = Runs(perception, 1 / rate_hz, job.baselines)
-    test = SelfTest(perception, runs, sequence.num_frames, rate_hz) if job.self_test else None
-    counts, summary, series = ReplayCounts(), Summary(), Series()
-    discovery, tracking, worst = DiscoveryScores(), TrackingScores(), WorstCases()
-    job.output.mkdir(parents=True, exist_ok=True)
-    (job.output / "metrics.json").unlink(missing_ok=True)
+    judge = _Judge(job, perception, sequence.num_frames, rate_hz)
+    _prepare(job.output)
     on_start(sequence.num_frames)
-    elapsed_ns = newest_ns = 0
-    with ExitStack() as stack:
-        results = stack.enter_context(
-            BagWriter(job.output / "results", compress=True, overwrite=True)
-        )
-        tracks_file = stack.enter_context(whole_file(job.output / "tracks.txt"))
-        film = stack.enter_context(Film(job.output, rate_hz)) if job.video else None
+    with Files(job.output, rate_hz, job.video_hz, watch) as files:
         for number, step in enumerate(steps(sequence, perception, counts, on_frame, watch)):
-            output, frame = step.output, step.frame
-            with watch.stage("write"):
-                if film:
-                    film.add(step)
-                write_messages(results, step)
-                tracks_file.writelines(mot_lines(number + 1, output.tracks))
+            files.add(number, step)
             with watch.stage("self_test"):
-                runs.add(step)
-                if test:
-                    test.add(number, step)
-                    worst.add_blackouts(number, step, test, runs)
-            summary.add(output.segmentation, output.tracks)
-            series.add(step.stamp_ns, output.segmentation, output.tracks)
-            if frame is not None:
-                found = discovery.add(frame.truth, output.segmentation)
-                if found is not None:
-                    worst.add_segmentation(number, step, found)
-                if frame.boxes is not None and runs.in_order:
-                    tracking.add(frame.boxes.ids, frame.boxes.boxes, runs.outputs)
-                    worst.add_tracking(number, step, frame.boxes, output.tracks)
-            elapsed_ns += max(0, step.stamp_ns - (newest_ns or step.stamp_ns))
-            newest_ns = step.stamp_ns if runs.restarted else max(newest_ns, step.stamp_ns)
+                judge.add(number, step)
     metrics = {
         "schema": SCHEMA,
         "job_key": key,
         "bag": sequence.name,
         "topic": sequence.topic,
         "model": perception.discovery.model.name,
-        "tracker": runs.own,
+        "tracker": judge.runs.own,
         "rate_hz": round(rate_hz, 3),
-        "duration_s": round(elapsed_ns * 1e-9, 4),
+        "duration_s": round(judge.elapsed_ns * 1e-9, 4),
         "frames": counts.frames,
         "frames_malformed": counts.malformed,
         "frames_late": counts.late,
         "frames_missing": counts.missing,
-        "warnings": sequence.warnings,
+        "warnings": [*sequence.warnings, *judge.warnings()],
         "first_error": counts.first_error,
-        **summary.metrics(),
-        **discovery.metrics(),
-        **tracking.metrics(),
-        **(test.metrics() if test else {}),
-        "worst": worst.write(job.output),
-        **series.metrics(),
+        **judge.metrics(),
     }
     bag_s = metrics["steps"] / rate_hz
     write_json(job.output / "timing.json", watch.report(bag_s, machine(job.device)))
     write_json(job.output / "metrics.json", metrics)
     return metrics
+
+
+def _prepare(directory: Path) -> None:
+    """Make the directory, without what an older replay has left there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.json", "annotated.mp4", "contact_sheet.png"):
+        (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / "strips", ignore_errors=True)
+
+
+class _Judge:
+    """Everything that is measured on a replay."""
+
+    def __init__(
+        self, job: ReplayJob, perception: Perception, num_frames: int, rate_hz: float
+    ) -> None:
+        self._directory = job.output
+        self.runs = Runs(perception, 1 / rate_hz, job.baselines)
+        self._test = (
+            SelfTest(perception, self.runs, num_frames, rate_hz) if job.self_test else None
+        )
+        self._summary, self._series = Summary(), Series()
+        self._discovery, self._tracking = DiscoveryScores(), TrackingScores()
+        self._worst = WorstCases()
+        self._has_boxes = False
+        self.elapsed_ns = self._newest_ns = 0
+
+    def add(self, number: int, step: Step) -> None:
+        output, frame, runs = step.output, step.frame, self.runs
+        self._has_boxes |= frame is not None and frame.boxes is not None
+        test = self._test
+        runs.add(step, self._has_boxes or (test is not None and test.needs_baselines(number)))
+        if runs.restarted:
+            self._newest_ns = step.stamp_ns
+        self.elapsed_ns += max(0, step.stamp_ns - self._newest_ns)
+        self._newest_ns = max(self._newest_ns, step.stamp_ns)
+        if test:
+            test.add(number, step)
+            self._worst.add_blackouts(number, step, test, runs)
+        self._summary.add(output.segmentation, output.tracks)
+        self._series.add(step.stamp_ns, output.segmentation, output.tracks)
+        if frame is None:
+            return
+        fg_ari = self._discovery.add(frame.truth, output.segmentation)
+        if fg_ari is not None:
+            self._worst.add_segmentation(number, step, fg_ari)
+        if frame.boxes is not None and runs.in_order:
+            self._tracking.add(frame.boxes.ids, frame.boxes.boxes, runs.outputs)
+            self._worst.add_tracking(number, step, frame.boxes, output.tracks)
+
+    def warnings(self) -> list[str]:
+        """What could not be judged."""
+        return self._discovery.warnings()
+
+    def metrics(self) -> dict[str, Any]:
+        """All of it; writes the strips of the worst cases."""
+        return {
+            **self._summary.metrics(),
+            **self._discovery.metrics(),
+            **self._tracking.metrics(),
+            **(self._test.metrics() if self._test else {}),
+            "worst": self._worst.write(self._directory),
+            **self._series.metrics(),
+        }

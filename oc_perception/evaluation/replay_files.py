@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,9 +20,14 @@ from oc_perception.evaluation.draw import (
     write_png,
 )
 from oc_perception.evaluation.replay_runs import believed
+from oc_perception.evaluation.replay_threads import Behind
+from oc_perception.evaluation.replay_timing import Stopwatch
 from oc_perception.types import TrackOutput
 
+TOPICS = ("/discovery_node/segmentation", "/tracking_node/tracks", "/tracking_node/trajectories")
+"""Of the results bag: what nodes would publish."""
 SHEET_TILES = 12
+_PICTURES_BEHIND = 3
 
 
 @contextmanager
@@ -38,19 +42,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         part.unlink(missing_ok=True)
 
 
-def write_messages(bag: BagWriter, step: Any) -> None:
-    """Append what was found and what is believed to a results bag, as nodes would publish it."""
-    tracks, trajectories = track_messages(step.output.tracks)
-    bag.write(
-        "/discovery_node/segmentation",
-        step.stamp_ns,
-        segmentation_message(step.output.segmentation),
-    )
-    bag.write("/tracking_node/tracks", step.stamp_ns, tracks)
-    bag.write("/tracking_node/trajectories", step.stamp_ns, trajectories)
-
-
-def mot_lines(number: int, output: TrackOutput) -> Iterator[str]:
+def _mot_lines(number: int, output: TrackOutput) -> Iterator[str]:
     """MOTChallenge rows of the tracks that are believed, seen or predicted."""
     for track in believed(output):
         cx, cy, width, height = track.box
@@ -62,55 +54,87 @@ def mot_lines(number: int, output: TrackOutput) -> Iterator[str]:
         )
 
 
-class Film:
-    """annotated.mp4 and contact_sheet.png, drawn on a thread of their own, one step behind."""
+class Files:
+    """A context manager that writes what each step adds, on threads of their own: results/ and
+    tracks.txt on one, annotated.mp4 and contact_sheet.png on the other.
 
-    def __init__(self, output_dir: Path, rate_hz: float) -> None:
-        self._output_dir, self._rate_hz = output_dir, rate_hz
-        self._painter = ThreadPoolExecutor(max_workers=1)
-        self._painting: Future[None] | None = None
-        self._video: VideoWriter | None = None
-        self._sheet = _Sheet()
-        self._shown: np.ndarray | None = None
-        self._start_ns = 0
+    The film has about `video_hz` pictures per second of a recording of `rate_hz`; 0: no film.
+    """
 
-    def __enter__(self) -> Film:
+    def __init__(self, directory: Path, rate_hz: float, video_hz: float, watch: Stopwatch) -> None:
+        self._directory, self._watch = directory, watch
+        self._film = _Film(directory, rate_hz, video_hz) if video_hz else None
+
+    def __enter__(self) -> Files:
+        with ExitStack() as stack:
+            self._bag = stack.enter_context(
+                BagWriter(self._directory / "results", compress=True, overwrite=True)
+            )
+            self._tracks = stack.enter_context(whole_file(self._directory / "tracks.txt"))
+            if self._film:
+                stack.enter_context(self._film)
+                self._painter = stack.enter_context(Behind(_PICTURES_BEHIND))
+            self._writer = stack.enter_context(Behind())
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._painter.shutdown(cancel_futures=kind is not None)
-        whole = kind is None and (self._painting is None or self._painting.exception() is None)
+    def __exit__(self, *reason: Any) -> None:
+        self._stack.__exit__(*reason)
+
+    def add(self, number: int, step: Any) -> None:
+        """Write step `number`, from 0."""
+        self._writer.add(self._write, number, step)
+        if self._film and self._film.wants(number, step):
+            self._painter.add(self._film.paint, step, self._film.shown)
+
+    def _write(self, number: int, step: Any) -> None:
+        with self._watch.stage("write"):
+            tracks, trajectories = track_messages(step.output.tracks)
+            found = segmentation_message(step.output.segmentation)
+            for topic, message in zip(TOPICS, (found, tracks, trajectories), strict=True):
+                self._bag.write(topic, step.stamp_ns, message)
+            self._tracks.writelines(_mot_lines(number + 1, step.output.tracks))
+
+
+class _Film:
+    """annotated.mp4 and contact_sheet.png."""
+
+    def __init__(self, directory: Path, rate_hz: float, video_hz: float) -> None:
+        self._directory = directory
+        self._stride = max(1, round(rate_hz / video_hz))
+        self._rate_hz = rate_hz / self._stride
+        self._video: VideoWriter | None = None
+        self._sheet = _Sheet()
+        self._start_ns = 0
+        self.shown: np.ndarray | None = None
+
+    def __enter__(self) -> _Film:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *reason: Any) -> None:
         if self._video is not None:
-            self._video.__exit__(None if whole else RuntimeError, None, None)
-        if kind is None:
-            self._wait()
-        if whole and self._sheet.tiles:
-            write_png(self._output_dir / "contact_sheet.png", contact_sheet(self._sheet.choose()))
+            self._video.__exit__(kind, *reason)
+        if kind is None and self._sheet.tiles:
+            write_png(self._directory / "contact_sheet.png", contact_sheet(self._sheet.choose()))
 
-    def add(self, step: Any) -> None:
-        """Paint a step, as soon as the one before is done."""
-        self._wait()
-        self._painting = self._painter.submit(self._paint, step)
-
-    def _wait(self) -> None:
-        if self._painting is not None:
-            self._painting.result()
-
-    def _paint(self, step: Any) -> None:
-        image = None if step.frame is None else step.frame.image
-        if isinstance(image, np.ndarray):
-            self._shown = image
-        if self._shown is None:
-            return  # the bag starts with frames that cannot be decoded
+    def wants(self, number: int, step: Any) -> bool:
+        """Whether step `number` is one to paint, on the image `shown`: the newest so far."""
         self._start_ns = self._start_ns or step.stamp_ns
+        if step.frame is not None and isinstance(step.frame.image, np.ndarray):
+            self.shown = step.frame.image
+        return number % self._stride == 0 and self.shown is not None
+
+    def paint(self, step: Any, shown: np.ndarray) -> None:
+        """Draw and encode a step."""
+        own = step.frame is not None and step.frame.image is shown
         picture = annotate(
-            self._shown if image is self._shown else dimmed(self._shown),
+            shown if own else dimmed(shown),
             step.output.tracks,
             step.output.segmentation.label_image,
             caption=f"{(step.stamp_ns - self._start_ns) * 1e-9:.2f} s",
         )
         if self._video is None:
-            path = self._output_dir / "annotated.mp4"
+            path = self._directory / "annotated.mp4"
             self._video = VideoWriter(path, self._rate_hz, *picture.shape[:2]).__enter__()
         self._video.write(picture)
         self._sheet.add(picture)

@@ -58,25 +58,24 @@ class Runs:
         self.outputs: dict[str, TrackOutput] = {}
         self.in_order = self.restarted = False
 
-    def add(self, step: Any) -> None:
-        """Take the next step of the replay."""
+    def add(self, step: Any, baselines: bool = True) -> None:
+        """Take the next step of the replay; a baseline that is left out forgets everything."""
         session = step.output.tracks.session
         self.restarted = session != self._session
         self.in_order = self.restarted or step.stamp_ns > self._newest_ns
-        if self.restarted:
+        if self.restarted or not baselines:
             self._session = session
-            self.states = {
-                name: tracker.initial_state(session) for name, tracker in self._trackers.items()
-            }
+            self.states, self.outputs = {}, {}
         own = step.state.tracker
         self.states[self.own] = own.tracker if isinstance(own, ReorderingState) else own
         self.outputs[self.own] = step.output.tracks
         if not self.in_order:
             return
         self._newest_ns = step.stamp_ns
-        for name in self.names[1:]:
+        for name in self.names[1:] if baselines else ():
+            state = self.states.get(name) or self._trackers[name].initial_state(session)
             self.states[name], self.outputs[name] = self.step(
-                name, self.states[name], step.output.segmentation, step
+                name, state, step.output.segmentation, step
             )
 
     def step(

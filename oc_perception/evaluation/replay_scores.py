@@ -93,6 +93,12 @@ class DiscoveryScores:
         self.frames += 1
         return float(scores["fg_ari"])
 
+    def warnings(self) -> list[str]:
+        """A line about masks that do not fit."""
+        if not self.misfits:
+            return []
+        return [f"{self.misfits} true masks are of another size than the images: not scored"]
+
     def metrics(self) -> dict[str, Any]:
         """Means over frames; empty where there was nothing to score."""
         if not self.frames:

@@ -40,7 +40,7 @@ class ReplayJob:
     threads: int = 1
     self_test: bool = True
     baselines: bool = True
-    video: bool = True
+    video_hz: float = 10.0
 
     def configuration(self) -> dict[str, Any]:
         """What the result depends on besides the recording and its truth, as plain values."""
@@ -53,7 +53,7 @@ class ReplayJob:
             "threads": self.threads,
             "self_test": self.self_test,
             "baselines": self.baselines,
-            "video": self.video,
+            "video_hz": self.video_hz,
         }
 
 

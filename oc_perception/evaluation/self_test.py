@@ -31,11 +31,13 @@ LENGTHS = (1, 5, 10, 20)
 HIDDEN_SHARE = 0.2
 SCHEDULES = (*map(str, LENGTHS), f"bernoulli_{HIDDEN_SHARE}")
 """The last hides each frame of a second with this probability."""
-BLACKOUTS = 30
+BLACKOUTS = 20
 """How many of each schedule a recording is to have, if it is long enough."""
 SETTLE_FRAMES = 5
 """Identities are compared in this frame seen after a blackout."""
-_WARM_UP_FRAMES, _LEAST_SPACING_FRAMES = 10, 10
+_FIRST_START, _LEAST_SPACING = 10, 10
+_WARM_UP_FRAMES = 30
+"""Baselines of which nothing else is wanted are woken up as long before a blackout."""
 _MOST_WINDOW_FRAMES = 60
 _GATE_DIAGONALS = 0.05
 """Greatest distance at which a track is that of an object, image diagonals."""
@@ -107,8 +109,8 @@ class SelfTest:
     ) -> None:
         self._discovery, self._runs, self._seed = perception.discovery, runs, seed
         self._has_memory = perception.discovery.model.initial_state(1) is not None
-        self._spacing = max(_LEAST_SPACING_FRAMES, -(-num_frames // BLACKOUTS))
-        self._window = int(np.clip(round(rate_hz), _LEAST_SPACING_FRAMES, _MOST_WINDOW_FRAMES))
+        self._spacing = max(_LEAST_SPACING, -(-num_frames // BLACKOUTS))
+        self._window = int(np.clip(round(rate_hz), _LEAST_SPACING, _MOST_WINDOW_FRAMES))
         self._branches: list[Branch] = []
         self.taken: list[Branch] = []
         self.complete: list[Branch] = []
@@ -133,6 +135,15 @@ class SelfTest:
         self._branches = [branch for branch in self.taken if branch.settled < SETTLE_FRAMES]
         self._branches += self.started
 
+    def needs_baselines(self, number: int) -> bool:
+        """Whether they have to take step `number`: a blackout is near, or under way."""
+        return bool(self._branches) or self._until(number) <= _WARM_UP_FRAMES
+
+    def _until(self, number: int) -> int:
+        """Steps from `number` to the next in which blackouts start."""
+        first = _FIRST_START - number
+        return first if first > 0 else first % self._spacing
+
     def metrics(self) -> dict[str, Any]:
         """`self_test`: sums and means by schedule and tracker; `blackouts`: a row for each."""
         table = {
@@ -142,11 +153,11 @@ class SelfTest:
         return {"self_test": table, "blackouts": self.rows}
 
     def _begun(self, start: int, step: Any) -> list[Branch]:
+        """All schedules start together: so baselines can sleep most of a long recording."""
+        if self._until(start):
+            return []
         branches = []
-        for place, schedule in enumerate(SCHEDULES):
-            since = start - _WARM_UP_FRAMES - place * self._spacing // len(SCHEDULES)
-            if since < 0 or since % self._spacing:
-                continue
+        for schedule in SCHEDULES:
             arms = {
                 name: Arm(
                     self._runs.states[name],
@@ -194,20 +205,21 @@ class SelfTest:
 
     @staticmethod
     def _compare(arm: Arm, unhidden: TrackOutput) -> None:
+        objects = [track for track in _seen(unhidden) if track.id in arm.places]
+        if not objects:
+            return
         predicted = {track.id: track for track in believed(arm.output)}
-        for track in _seen(unhidden):
-            if track.id not in arm.places:
-                continue
-            guess = predicted.get(track.id)
-            if guess is not None:
-                arm.places[track.id] = guess.box[:2]
-            offset = arm.places[track.id] - track.box[:2]
-            error = float(np.hypot(*offset))
-            arm.errors_px.append(error)
-            arm.errors_sizes.append(error / max(1.0, float(np.sqrt(track.box[2:].prod()))))
-            if guess is not None:
-                distance = offset @ np.linalg.solve(guess.covariance[:2, :2], offset)
-                arm.inside += bool(distance <= _INSIDE_90)
+        arm.places |= {i: track.box[:2] for i, track in predicted.items() if i in arm.places}
+        boxes = np.array([track.box for track in objects])
+        offsets = np.array([arm.places[track.id] for track in objects]) - boxes[:, :2]
+        errors = np.hypot(*offsets.T)
+        arm.errors_px += errors.tolist()
+        arm.errors_sizes += (errors / np.maximum(1.0, np.sqrt(boxes[:, 2:].prod(1)))).tolist()
+        there = [i for i, track in enumerate(objects) if track.id in predicted]
+        if there:
+            spreads = np.array([predicted[objects[i].id].covariance[:2, :2] for i in there])
+            scaled = np.linalg.solve(spreads, offsets[there][..., None])[..., 0]
+            arm.inside += int(((offsets[there] * scaled).sum(1) <= _INSIDE_90).sum())
 
 
 def _identify(arm: Arm, unhidden: TrackOutput, gate_px: float) -> None:

@@ -24,7 +24,8 @@ from oc_perception.bags.reader import Bag
 from oc_perception.bags.sequence import open_sequence
 from oc_perception.bags.writer import BagWriter
 from oc_perception.cli import main
-from oc_perception.evaluation.replay import ReplayCounts, run_job, session_of, steps
+from oc_perception.evaluation.replay import run_job
+from oc_perception.evaluation.replay_steps import ReplayCounts, session_of, steps
 from oc_perception.evaluation.replay_store import ReplayJob
 from oc_perception.models.registry import load_model
 from oc_perception.pipeline import Discovery, Perception
@@ -222,7 +223,7 @@ def test_ground_truth_is_scored(tmp_path, frames):
 
 
 def test_the_mot_file_and_the_video_tell_the_same_as_the_results_bag(tmp_path, eventful_bag):
-    metrics = replay(eventful_bag, tmp_path)
+    metrics = replay(eventful_bag, tmp_path, video_hz=25.0)
     rows = np.loadtxt(tmp_path / "tracks.txt", delimiter=",")
     with Bag(tmp_path / "results") as bag:
         outputs = [
@@ -260,7 +261,7 @@ def test_the_session_names_the_recording_not_its_place(tmp_path, frames):
     later = [(stamp(i + 1), frames[i]) for i in range(3)]
     sessions = []
     for name, content in (("a", images), ("b", images), ("c", later)):
-        with open_sequence(write_bag(tmp_path / name, content)) as sequence:
+        with open_sequence(write_bag(tmp_path / name / "bag", content)) as sequence:
             sessions.append(session_of(sequence))
     assert sessions[0] == sessions[1] != sessions[2]
     assert len(sessions[0]) == 16
@@ -280,7 +281,7 @@ def test_an_interrupted_replay_leaves_nothing_that_looks_whole(tmp_path, frames)
     count = iter(range(100))
     with pytest.raises(KeyboardInterrupt):
         run_job(
-            ReplayJob(bag_path, output, "grid", video=False),
+            ReplayJob(bag_path, output, "grid", threads=2),
             on_frame=lambda: interrupt() if next(count) == 5 else None,
         )
     assert not (output / "metrics.json").exists()
