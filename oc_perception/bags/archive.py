@@ -96,16 +96,16 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def fingerprint(paths: Iterable[Path], names: bool = False) -> str:
-    """A hash over the files, of `_SAMPLES` parts spread over each large one, and of at most about
-    as many files (the sizes of all count). Not of where they are; of their names on request.
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A hash over the files' sizes and samples of their contents: of some dozen files at most, and
+    of some parts of a large one. Not of where they are.
     """
     paths = list(paths)
     digest = hashlib.blake2b(digest_size=16)
     every = max(1, len(paths) // _SAMPLES)
     for number, path in enumerate(paths):
         size = path.stat().st_size
-        digest.update(f"{path.name if names else ''} {size}\n".encode())
+        digest.update(f"{size} ".encode())
         if number % every == 0:
             with path.open("rb") as file:
                 _sample(file, size, digest)

@@ -128,6 +128,11 @@ class ChunkedFile(ABC):
         """The channels of these topics."""
         return {number for number, c in self.channels.items() if c.topic in topics}
 
+    def span(self) -> tuple[int, int]:
+        """Times of the first and the last message in ns; the last before the first without any."""
+        starts, ends = self.index.times()
+        return int(starts.min(initial=2**63 - 1)), int(ends.max(initial=-1))
+
     def count(self, topic: str) -> int:
         """How many messages a topic has."""
         return int(self.index.counts(self.numbers([topic])).sum())

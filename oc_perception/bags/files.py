@@ -30,6 +30,7 @@ class RecordedFile(Protocol):
     path: Path
     channels: dict[int, Channel]
 
+    def span(self) -> tuple[int, int]: ...
     def count(self, topic: str) -> int: ...
     def count_before(self, topic: str, time_ns: int) -> int: ...
     def messages(
@@ -143,6 +144,9 @@ class _PackedFile:
         self.path, self._unpacked = path, unpacked
         self._file = _opened(unpacked.path(path), unpacked, skipped)
         self.channels = self._file.channels
+
+    def span(self) -> tuple[int, int]:
+        return self._file.span()
 
     def count(self, topic: str) -> int:
         return self._file.count(topic)

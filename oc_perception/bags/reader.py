@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from oc_perception.images import MalformedImage
 COMPANION_LOOKAHEAD_FRAMES = 8
 """How many frames later a depth image or ground truth of the same stamp may have been recorded."""
 _PERIOD_SAMPLE_FRAMES = 60
+_IDENTITY_SAMPLES = 8
 FOREVER_NS = 2**63 - 1
 
 
@@ -88,11 +90,6 @@ class Bag:
         return self._skipped.lines()
 
     @property
-    def paths(self) -> list[Path]:
-        """The files that are read."""
-        return [file.path for file in self._files]
-
-    @property
     def topics(self) -> dict[str, str]:
         """Message type of each topic, by name."""
         return dict(self._topics)
@@ -127,6 +124,21 @@ class Bag:
                 self._leave_out(channel, recorded_ns, error)
             else:
                 yield channel.topic, recorded_ns, channel.message_type, cdr
+
+    def identity(self, topic: str) -> str:
+        """Equal for the same messages on a topic in whatever files: a hash of their number, the
+        times of the first and last message in the bag, and some messages between.
+        """
+        spans = [file.span() for file in self._files if file.count(topic)]
+        first_ns, last_ns = min(start for start, _ in spans), max(end for _, end in spans)
+        digest = hashlib.sha256(f"{topic} {self.count(topic)}".encode())
+        step_ns = (last_ns - first_ns) // _IDENTITY_SAMPLES + 1
+        for start_ns in range(first_ns, last_ns + 1, step_ns):
+            for _, recorded_ns, data in self._recorded([topic], start_ns, start_ns + step_ns):
+                digest.update(f"{recorded_ns}".encode())
+                digest.update(data)
+                break
+        return digest.hexdigest()
 
     def first_recorded_ns(self, topic: str) -> int:
         """When the first message of a topic was recorded. Raises BagError where there is none."""
@@ -288,6 +300,9 @@ class Bag:
     ) -> Iterator[tuple[Channel, int, bytes | memoryview]]:
         chosen = frozenset(topics)
         for file in self._files:
+            first_ns, last_ns = file.span()
+            if first_ns >= stop_ns or last_ns < start_ns:
+                continue
             for number, recorded_ns, data in file.messages(chosen, start_ns, stop_ns):
                 yield file.channels[number], recorded_ns, data
 

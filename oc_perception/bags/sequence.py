@@ -185,7 +185,7 @@ class _BagSequence(Sequence):
         return [*self._bag.warnings, *self._skipped.lines()]
 
     def identity(self) -> str:
-        return hashlib.sha256(f"{self.topic} {fingerprint(self._bag.paths)}".encode()).hexdigest()
+        return self._bag.identity(self.topic)
 
 
 class _PictureSequence(Sequence):

@@ -37,6 +37,10 @@ class SqliteFile:
         except sqlite3.Error as error:
             raise StorageError(f"sqlite3 says {str(error)!r}") from error
 
+    def span(self) -> tuple[int, int]:
+        """Times of the first and the last message in ns; the last before the first without any."""
+        return int(self._times_ns.min(initial=2**63 - 1)), int(self._times_ns.max(initial=-1))
+
     def count(self, topic: str) -> int:
         """How many messages a topic has."""
         return int(np.isin(self._topics, list(self._numbers([topic]))).sum())
