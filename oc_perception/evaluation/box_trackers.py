@@ -35,9 +35,10 @@ _STEP = np.array([[1.0, 1.0], [0.0, 1.0]])
 class BoxTrackerConfig:
     """Association and life cycle.
 
-    Detections of a score of at least `high_score` are matched first, at an overlap of at least
-    `min_iou`, and give birth to tracks; the rest may then extend a track that was matched in the
-    step before, at `second_min_iou`. A track is confirmed by `confirm_hits` matches, and removed
+    Detections that score less than `low_score` are not looked at. Those of a score of at least
+    `high_score` are matched first, at an overlap of at least `min_iou`, and give birth to tracks,
+    if they score `birth_score`, too; the rest may then extend a track that was matched in the step
+    before, at `second_min_iou`. A track is confirmed by `confirm_hits` matches, and removed
     when it is missed more than `max_lost_steps` times in a row (before it is confirmed: once).
     `called_when_blind`: a blind frame is an empty list of detections; otherwise no call.
     """
@@ -47,6 +48,8 @@ class BoxTrackerConfig:
     max_lost_steps: int
     high_score: float = 0.0
     second_min_iou: float = 0.5
+    birth_score: float = 0.0
+    low_score: float = 0.0
     called_when_blind: bool = True
 
 
@@ -123,8 +126,10 @@ class BoxTracker:
         self, state: BoxTrackerState, detections: tuple[Detection, ...], stamp_ns: int
     ) -> BoxTrackerState:
         config = self.config
+        detections = [d for d in detections if d.score >= config.low_score]
         boxes = np.array([d.box for d in detections], np.float64).reshape(-1, 4)
-        high = np.array([d.score for d in detections]) >= config.high_score
+        scores = np.array([d.score for d in detections])
+        high = scores >= config.high_score
         tracks = _predicted(state.tracks)
         overlaps = iou(tracks.means[:, None, :, 0], boxes[None])
         rows, columns = _pairs(overlaps, config.min_iou, np.ones(len(tracks), bool), high)
@@ -149,7 +154,7 @@ class BoxTracker:
         )
         limit = np.where(tracks.confirmed, config.max_lost_steps, 0)
         tracks = tracks[tracks.lost_steps <= limit]
-        new = high.copy()
+        new = high & (scores >= config.birth_score)
         new[columns] = False
         newborn = _born(boxes[new], state.next_id, config.confirm_hits <= 1, stamp_ns)
         tracks = tracks.joined(newborn)

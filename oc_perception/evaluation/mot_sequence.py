@@ -9,7 +9,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-EPSILON = np.finfo(float).eps
+from oc_perception.tracking.boxes import EMPTY, iou
+
+__all__ = ["EPSILON", "MotSequence", "Overlaps", "iou"]
+
+EPSILON = EMPTY
 """What rounding may take from an overlap; boxes of a smaller area are empty."""
 
 
@@ -42,19 +46,6 @@ class MotSequence:
         return MotSequence(
             *([getattr(self, field.name)[frame] for frame in frames] for field in fields(self))
         )
-
-
-def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes `(..., 4)` as `(cx, cy, w, h)`, broadcast.
-
-    0 where a box is empty.
-    """
-    low, high = _corners(first)
-    other_low, other_high = _corners(second)
-    shared = (np.minimum(high, other_high) - np.maximum(low, other_low)).clip(0).prod(-1)
-    area, other_area = (high - low).prod(-1), (other_high - other_low).prod(-1)
-    solid = (area > EPSILON) & (other_area > EPSILON)
-    return np.where(solid, shared, 0.0) / np.where(solid, area + other_area - shared, 1.0)
 
 
 class Overlaps:
@@ -96,11 +87,6 @@ class Overlaps:
             pairs = linear_sum_assignment(values, maximize=True)
             chosen[frame][pairs] = candidates[frame][pairs]
         return chosen.nonzero()
-
-
-def _corners(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return centre - half, centre + half
 
 
 def _pad(

@@ -235,6 +235,27 @@ TRACKING = (
                 1e-6,
                 100.0,
             ),
+            "measurement_std_sizes": (
+                "Noise of a centroid on each axis besides, square roots of the box's area.",
+                0.0,
+                1.0,
+            ),
+            "velocity_diffusion_sizes": (
+                "Standard deviation of velocity gained in one second besides, sizes/s.",
+                0.0,
+                100.0,
+            ),
+            "wander_sizes": (
+                "Standard deviation of the place gained in one second besides the velocity, as by "
+                "a shaking camera, sizes.",
+                0.0,
+                100.0,
+            ),
+            "initial_speed_sizes_per_s": (
+                "Standard deviation of a new object's speed besides, sizes/s.",
+                0.0,
+                100.0,
+            ),
             "size_smoothing_s": ("Time constant of the box size.", 1e-3, 60.0),
             "gate_probability": (
                 "Share of true positions inside the association gate.",
@@ -249,6 +270,21 @@ TRACKING = (
             "clutter_per_frame": ("Expected false detections per frame.", 1e-9, 100.0),
             "birth_rate_per_s": ("Expected new objects per second.", 0.0, 100.0),
             "min_birth_score": ("Score below which a detection starts no track.", 0.0, 0.999),
+            "max_birth_overlap": (
+                "IoU with a track above which a detection starts no track, 1 for never.",
+                0.0,
+                1.0,
+            ),
+            "high_score": (
+                "Score from which detections are associated first; the others take what is left.",
+                0.0,
+                1000.0,
+            ),
+            "low_score_clutter_per_frame": (
+                "Expected false detections per frame below `high_score`.",
+                1e-9,
+                1000.0,
+            ),
             "appearance_prior_variance": (
                 "Variance of appearance before any was seen.",
                 1e-9,
@@ -272,6 +308,12 @@ TRACKING = (
             ),
             "birth_existence": ("Existence probability of a new track.", 0.01, 0.99),
             "confirm_hits": ("Detections that confirm a track.", 1, 1000),
+            "occlusion": (
+                "Part of the detection probability that an object loses where a track in front "
+                "covers it, 0 for objects that do not stand on a floor.",
+                0.0,
+                1.0,
+            ),
             "miss_correlation_s": ("Time over which missed detections count as one.", 1e-3, 60.0),
             "lifetime_s": ("Mean time for which an object that is not seen exists.", 1e-2, 1e6),
             "min_existence": ("Existence probability below which a track is lost.", 1e-6, 0.9),

@@ -48,12 +48,24 @@ class TrackerConfig:
     object (a slot that takes in its shadow): it does not average out and cancels in association,
     so it is added to what is published only.
 
+    Lengths in `_sizes` are added to those in widths, as variances: a size is the square root of
+    the area of an object's box, so that near and far ones move and are located alike.
+    `wander_sizes` is the standard deviation of what the place gains in one second besides the
+    velocity: gait, and a camera that shakes.
+
+    Scores. Detections of at least `high_score` are associated first, the others with the tracks
+    that are left, against clutter of `low_score_clutter_per_frame`. A detection that scores less
+    than `min_birth_score`, or has an IoU of more than `max_birth_overlap` with a track, starts
+    none.
+
     Existence. Missed detections follow each other, so a miss is weighed by the observed time it
     stands for: evidence `1 - detection_probability` per `miss_correlation_s`, never more for one
     frame. Time without frames only counts against `lifetime_s` and `max_coast_s`. Outside the view
     (by `view_margin_widths`) each frame weighs in full, and while nothing is seen existence falls
     as the belief moves out: `exit_probability` is how likely an object that reaches the border
     leaves there (0: a closed box; 1: an open scene, where tracks of leavers are lost while blind).
+    An object behind another is easily missed: `occlusion` is the part of `detection_probability`
+    that is lost where another track in front, lower in the picture, covers all of the box.
 
     Time. A stamp further than `clock_reset_threshold_s` behind the newest observation starts a new
     session; one that is at most `reorder_window_s` behind is put in its place by a
@@ -82,6 +94,10 @@ class TrackerConfig:
     collision_rate_per_s: float = 0.1
     collision_speed_widths_per_s: float = 0.07
     initial_speed_widths_per_s: float = 0.2
+    measurement_std_sizes: float = 0.0
+    velocity_diffusion_sizes: float = 0.0
+    wander_sizes: float = 0.0
+    initial_speed_sizes_per_s: float = 0.0
     size_smoothing_s: float = 0.3
 
     gate_probability: float = 0.99999
@@ -89,6 +105,9 @@ class TrackerConfig:
     clutter_per_frame: float = 0.01
     birth_rate_per_s: float = 0.2
     min_birth_score: float = 0.7
+    max_birth_overlap: float = 1.0
+    high_score: float = 0.0
+    low_score_clutter_per_frame: float = 1.0
     appearance_prior_variance: float = 0.1
     appearance_prior_count: float = 20.0
     appearance_memory_frames: int = 150
@@ -97,6 +116,7 @@ class TrackerConfig:
 
     birth_existence: float = 0.5
     confirm_hits: int = 3
+    occlusion: float = 0.0
     miss_correlation_s: float = 0.2
     lifetime_s: float = 30.0
     min_existence: float = 0.05
@@ -117,6 +137,13 @@ class TrackerConfig:
             "velocity_decay_per_s",
             "collision_rate_per_s",
             "collision_speed_widths_per_s",
+            "measurement_std_sizes",
+            "velocity_diffusion_sizes",
+            "wander_sizes",
+            "initial_speed_sizes_per_s",
+            "max_birth_overlap",
+            "high_score",
+            "occlusion",
             "birth_rate_per_s",
             "min_birth_score",
             "appearance_weight",
@@ -152,18 +179,26 @@ class TrackerConfig:
                 raise ValueError(f"{parameter.name} must be finite and positive, not {value}.")
             if parameter.name in below_one and value >= 1:
                 raise ValueError(f"{parameter.name} is a probability below 1, not {value}.")
-        if self.exit_probability > 1:
-            raise ValueError(f"exit_probability must be in 0..1, not {self.exit_probability}.")
+        for name in ("exit_probability", "occlusion", "max_birth_overlap"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}.")
         if self.min_existence >= self.birth_existence:
             raise ValueError("min_existence must be below birth_existence, or no track is born.")
 
-    def kalman(self, image_width_px: float) -> MotionModel:
-        """The Kalman filter's model in pixels of an image that is `image_width_px` wide."""
+    def kalman(self, image_width_px: float, sizes: np.ndarray | None = None) -> MotionModel:
+        """The Kalman filter's model in pixels of an image that is `image_width_px` wide, for
+        objects with boxes of `sizes` `(..., 2)` px, if that matters.
+        """
         density = (
             self.velocity_diffusion_widths**2
             + self.collision_rate_per_s * self.collision_speed_widths_per_s**2
+        ) * image_width_px**2
+        areas = 0.0 if sizes is None else sizes.prod(-1)
+        return MotionModel(
+            density + self.velocity_diffusion_sizes**2 * areas,
+            self.velocity_decay_per_s,
+            self.wander_sizes**2 * areas,
         )
-        return MotionModel(density * image_width_px**2, self.velocity_decay_per_s)
 
 
 def loaded_as(loaded: TrackerConfig, config: TrackerConfig) -> TrackerConfig:

@@ -39,11 +39,13 @@ def _relaxation(x: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class MotionModel:
     """`diffusion_px2_per_s3` spectral density of the acceleration noise, `velocity_decay_per_s`
-    damping.
+    damping, `wander_px2_per_s` growth of the variance of the place besides; the first and the
+    last are one for all or `(...)`, one for each.
     """
 
-    diffusion_px2_per_s3: float
+    diffusion_px2_per_s3: float | np.ndarray
     velocity_decay_per_s: float = 0.0
+    wander_px2_per_s: float | np.ndarray = 0.0
 
     def transition(self, dt_s: float | np.ndarray) -> np.ndarray:
         """F(dt) `(..., 4, 4)` for `dt_s` `(...)` seconds >= 0; F(a + b) = F(b) F(a)."""
@@ -56,8 +58,12 @@ class MotionModel:
         dt = _elapsed(dt_s)
         x = self.velocity_decay_per_s * dt
         crossed = dt**2 * _relaxation(x) ** 2 / 2
-        return self.diffusion_px2_per_s3 * _both_axes(
-            dt**3 * _position_growth(x), crossed, crossed, dt * _relaxation(2 * x)
+        density = np.asarray(self.diffusion_px2_per_s3)
+        return _both_axes(
+            density * (dt**3 * _position_growth(x)) + self.wander_px2_per_s * dt,
+            density * crossed,
+            density * crossed,
+            density * (dt * _relaxation(2 * x)),
         )
 
     def predict(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import erfc
 
+from oc_perception.tracking.boxes import iou, shared_area
 from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.table import Observations, TrackTable
 
@@ -24,15 +25,20 @@ def born(
     """
     unused = seen.scores >= config.min_birth_score
     unused[matched] = False
+    if config.max_birth_overlap < 1 and len(tracks):
+        found = np.concatenate([seen.positions, seen.sizes], 1)
+        unused &= iou(found[:, None], tracks.boxes).max(1) <= config.max_birth_overlap
     new = np.flatnonzero(unused)
     count = len(new)
     if not count:
         return tracks[:0]
-    stds = np.repeat([config.measurement_std_widths, config.initial_speed_widths_per_s], 2)
+    in_widths = np.array([config.measurement_std_widths, config.initial_speed_widths_per_s])
+    in_sizes = np.array([config.measurement_std_sizes, config.initial_speed_sizes_per_s])
+    variances = (in_widths * image_width) ** 2 + in_sizes**2 * seen.sizes[new].prod(-1)[:, None]
     return TrackTable(
         ids=first_id + np.arange(count),
         means=np.concatenate([seen.positions[new], np.zeros((count, 2))], 1),
-        covariances=np.tile(np.diag((stds * image_width) ** 2), (count, 1, 1)),
+        covariances=np.repeat(variances, 2, axis=1)[:, None] * np.eye(4),
         sizes=seen.sizes[new],
         existence=np.full(count, config.birth_existence),
         confirmed=np.full(count, config.confirm_hits <= 1),
@@ -61,12 +67,26 @@ def missed(
     # Clutter comes and goes from frame to frame: for a tentative track each miss stands for
     # itself.
     weight = np.where(outside | ~tracks.confirmed, 1.0, min(1.0, dt_s / config.miss_correlation_s))
-    likelihood = (1 - config.detection_probability) ** weight
+    detected = config.detection_probability
+    if config.occlusion and len(tracks):
+        detected = detected * (1 - config.occlusion * _covered(tracks))
+    likelihood = (1 - detected) ** weight
     alive = tracks.existence * likelihood
     existence = alive / (alive + 1 - tracks.existence)
     unseen = np.ones(len(tracks), bool)
     unseen[matched] = False
     return tracks.with_columns(existence=np.where(unseen, existence, tracks.existence))
+
+
+def _covered(tracks: TrackTable) -> np.ndarray:
+    """Largest share `(N,)` of each box that the box of one confirmed track in front covers: of
+    things that stand on one floor, the one that reaches further down in the picture.
+    """
+    boxes = tracks.boxes
+    low_end = boxes[:, 1] + boxes[:, 3] / 2
+    in_front = (low_end[:, None] < low_end) & tracks.confirmed
+    shares = shared_area(boxes[:, None], boxes) / tracks.sizes.prod(-1)[:, None]
+    return np.where(in_front, shares, 0.0).max(1)
 
 
 def stayed(

@@ -70,7 +70,7 @@ class Kalman:
 
     def predict(self, belief: Belief, image_size: tuple[int, int], dt_s: float) -> Belief:
         """See MotionModel."""
-        motion = self._config.kalman(image_size[1])
+        motion = self._config.kalman(image_size[1], belief.sizes)
         means, covariances = motion.predict(belief.means, belief.covariances, dt_s)
         return replace(belief, means=means, covariances=covariances)
 
@@ -78,7 +78,7 @@ class Kalman:
         self, belief: Belief, image_size: tuple[int, int], times_s: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """See MotionModel."""
-        motion = self._config.kalman(image_size[1])
+        motion = self._config.kalman(image_size[1], belief.sizes[:, None])
         return motion.predict(belief.means[:, None], belief.covariances[:, None], times_s)
 
     def update(

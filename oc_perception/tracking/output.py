@@ -20,7 +20,7 @@ def track_states(tracks: TrackTable) -> np.ndarray:
 
 def describe(tracks: TrackTable, states: np.ndarray) -> tuple[Track, ...]:
     """One Track per row, in the given `states` `(N,)`."""
-    boxes = np.concatenate([tracks.means[:, :2], tracks.sizes], 1)
+    boxes = tracks.boxes
     embeddings = tracks.appearances[:, :-2].astype(np.float32)  # without the log size
     columns = (
         tracks.ids.tolist(),

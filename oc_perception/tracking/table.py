@@ -71,6 +71,11 @@ class TrackTable:
         )
 
     @property
+    def boxes(self) -> np.ndarray:
+        """`(N, 4)` px: cx, cy, w, h."""
+        return np.concatenate([self.means[:, :2], self.sizes], 1)
+
+    @property
     def belief(self) -> Belief:
         """What a motion model sees of the tracks: these arrays themselves."""
         embeddings = self.appearances[:, :-2]  # without the log size

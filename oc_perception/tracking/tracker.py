@@ -267,6 +267,8 @@ class Tracker:
     ) -> np.ndarray:
         """Covariance `(N, M, 2, 2)` px^2 of the centroid, should the detection be the track."""
         variance = (self.config.measurement_std_widths * width) ** 2
+        areas = tracks.sizes.prod(-1)[:, None, None]
+        variance = variance + self.config.measurement_std_sizes**2 * areas
         change = seen.sizes[None] - tracks.sizes[:, None]
         diagonal = variance + (self.config.occlusion_shift * change) ** 2
         return diagonal[..., None] * np.eye(2)
@@ -290,7 +292,12 @@ class Tracker:
             tracks.means, tracks.covariances, seen.positions, noises
         )
         height, width = state.image_size
-        expected_new = config.clutter_per_frame + config.birth_rate_per_s * dt_s
+        high = seen.scores >= config.high_score
+        expected_new = np.where(
+            high,
+            config.clutter_per_frame + config.birth_rate_per_s * dt_s,
+            config.low_score_clutter_per_frame,
+        )
         log_new = np.log(expected_new / (height * width))
         look = config.appearance_weight * state.appearance.log_ratio(
             tracks.appearances, tracks.appearance_counts, seen.appearances
@@ -298,7 +305,12 @@ class Tracker:
         ratio = log_likelihood - log_new + np.maximum(look, -config.appearance_limit)
         detected = tracks.existence * config.detection_probability
         log_odds = ratio + np.log(detected / (1 - detected))[:, None]
-        rows, columns = assign(np.where(distance <= self._gate, log_odds, -np.inf))
+        log_odds = np.where(distance <= self._gate, log_odds, -np.inf)
+        rows, columns = assign(np.where(high, log_odds, -np.inf))
+        if not high.all():
+            left = ~np.isin(np.arange(len(tracks)), rows)[:, None]
+            more = assign(np.where(left & ~high, log_odds, -np.inf))
+            rows, columns = np.r_[rows, more[0]], np.r_[columns, more[1]]
         evidence = ratio[rows, columns] + np.log(config.detection_probability)
         return rows, columns, evidence
 
