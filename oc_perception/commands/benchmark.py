@@ -13,6 +13,7 @@ _BENCHMARKS = {
     "blackout": "errors and identities while the sensor is blind",
     "tracking": "time per step of motion models and trackers",
     "replay": "speed and memory of replay with a stub model",
+    "pedestrian-clips": "boxes followed through the end of recordings",
     "multistability": "groupings of an ambiguous picture that inference finds",
 }
 
@@ -21,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the benchmarks, each with options of its own."""
     subparsers = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     for name, summary in _BENCHMARKS.items():
-        module = importlib.import_module(f"oc_perception.commands.benchmarks.{name}")
+        module = importlib.import_module(
+            f"oc_perception.commands.benchmarks.{name.replace('-', '_')}"
+        )
         subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(subparser)
         subparser.set_defaults(measure=module.run)

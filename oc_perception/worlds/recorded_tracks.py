@@ -27,6 +27,7 @@ _MIDDLE = (0.15, 0.85)  # of a view, where the object lies around which it is la
 _COLOUR = 0.05  # log gain of single colours, one standard deviation
 _DRIFT, _SHAKE = 0.01, 0.003  # of a moving camera, view widths per frame
 _SKEW = 0.02  # of a picture's aspect that does not matter
+_SAME_RATE = 0.05  # of a period
 _GAP = 1.5  # periods between frames beyond which something is missing
 
 
@@ -39,7 +40,8 @@ class RecordedTracksConfig:
     take every first to `stride`-th frame. `resolution` `(height, width)` px is what recordings are
     kept at; pictures are drawn `aspect` times as high as wide. `augment` only matters in training:
     views are `zoom` of the whole, `brightness` is a standard deviation of its log, in
-    `moving_camera` of the clips the camera moves.
+    `moving_camera` of the clips the camera moves. `one_rate`: all clips of a batch have the same
+    rate, for models that count seconds and not frames.
     """
 
     bags: tuple[str, ...]
@@ -56,6 +58,7 @@ class RecordedTracksConfig:
     zoom: tuple[float, float] = (0.5, 1.0)
     brightness: float = 0.2
     moving_camera: float = 0.5
+    one_rate: bool = False
 
     def __post_init__(self) -> None:
         if not self.bags:
@@ -103,11 +106,14 @@ class RecordedTracks(World):
             for bag, truth in zip(config.bags, truths, strict=True)
         ]
         width = max(recording.boxes.shape[1] for recording in self.recordings)
-        self._boxes = torch.cat([_padded(r.boxes, width, 0.5) for r in self.recordings])
-        self._present = torch.cat([_padded(r.present, width, False) for r in self.recordings])
+        boxes = torch.cat([_padded(r.boxes, width, 0.5) for r in self.recordings])
+        present = torch.cat([_padded(r.present, width, False) for r in self.recordings])
+        self._boxes, self._present = boxes.to(self.device), present.to(self.device)
         lengths = [len(recording.boxes) for recording in self.recordings]
-        self._offsets = torch.tensor([0, *np.cumsum(lengths)[:-1]])
-        self._aspects = torch.tensor([r.aspect for r in self.recordings])
+        self._offsets = torch.tensor([0, *np.cumsum(lengths)[:-1]], device=self.device)
+        self._periods_s, self._aspects = torch.tensor(
+            [[r.period_s, r.aspect] for r in self.recordings], device=self.device
+        ).T
         self._choices: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -125,20 +131,28 @@ class RecordedTracks(World):
     def sample_motion(self, num_frames: int) -> RecordedMotion:
         """Clips of `num_frames` frames from all recordings that are long enough, each as often."""
         rows, weights = self._starts(num_frames)
+        if self.config.one_rate:
+            weights = weights * self._alike(rows, weights)
         row = rows[torch.multinomial(weights, self.batch_size, True, generator=self.generator)]
         recording, start, stride = row.unbind(1)
-        frames = start[:, None] + stride[:, None] * torch.arange(num_frames)
+        frames = start[:, None] + stride[:, None] * torch.arange(num_frames, device=self.device)
         if self._learning:
             backwards = self._uniform(0, 1, self.batch_size, 1) < 0.5
             frames = torch.where(backwards, frames.flip(1), frames)
         return self.motion(recording, frames, self._learning)
+
+    def _alike(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Which `rows` have the rate of one of them, drawn by `weights`."""
+        one = torch.multinomial(weights, 1, generator=self.generator)
+        periods_s = self._periods_s[rows[:, 0]] * rows[:, 2]
+        return (periods_s / periods_s[one] - 1).abs() < _SAME_RATE
 
     def motion(self, recording: Tensor, frames: Tensor, augment: bool = False) -> RecordedMotion:
         """Of `frames` `(B, T)` of `recording` `(B,)`."""
         found = frames + self._offsets[recording][:, None]
         boxes, present = self._boxes[found], self._present[found]
         views = self._whole_views(recording, frames.shape[1])
-        gains = torch.ones(len(frames), 3)
+        gains = torch.ones(len(frames), 3, device=self.device)
         if augment:
             views = self._views(views, boxes[:, 0], present[:, 0])
             gains = self._gains(len(frames))
@@ -150,7 +164,8 @@ class RecordedTracks(World):
         everywhen = chosen.expand(-1, frames.shape[1], -1)
         present, visible = present.gather(2, everywhen), visible.gather(2, everywhen)
         boxes = boxes.gather(2, everywhen[..., None].expand(-1, -1, -1, 4))
-        dt_s = sum(r.period_s for r in self.recordings) / len(self.recordings)
+        strides = (frames[:, 1:2] - frames[:, :1]).abs() if frames.shape[1] > 1 else 1
+        dt_s = float((self._periods_s[recording, None] * strides).mean())
         moved = boxes[..., :2].diff(dim=1)
         both = (present[:, 1:] & present[:, :-1])[..., None]
         moved = torch.where(both, moved, 0.0)
@@ -181,13 +196,13 @@ class RecordedTracks(World):
         batch, times = motion.frames.shape
         images = np.empty((batch * times, height, width, 3), np.uint8)
         recordings = motion.recordings.tolist()
-        views = motion.views.double().numpy()
+        views = motion.views.double().cpu().numpy()
+        within = (motion.frames - self._offsets[motion.recordings][:, None]).tolist()
         # One by one, for OpenCV does this on bytes, ten times as fast as on a batch of floats.
         for index, (image, view) in enumerate(zip(images, views.reshape(-1, 3), strict=True)):
             clip, time = divmod(index, times)
             recording = self.recordings[recordings[clip]]
-            frame = int(motion.frames[clip, time] - self._offsets[recordings[clip]])
-            source = np.asarray(recording.images[frame])
+            source = np.asarray(recording.images[within[clip][time]])
             rows, columns = source.shape[:2]
             step = view[2] / width
             across, down = step * columns, abs(step) * rows / recording.aspect
@@ -230,8 +245,8 @@ class RecordedTracks(World):
                 f" {self.config.split} part: give longer ones, or lower model_config.num_frames."
             )
         self._choices[num_frames] = (
-            torch.from_numpy(np.concatenate(rows)),
-            torch.from_numpy(np.concatenate(weights)),
+            torch.from_numpy(np.concatenate(rows)).to(self.device),
+            torch.from_numpy(np.concatenate(weights)).to(self.device),
         )
         return self._choices[num_frames]
 

@@ -157,6 +157,21 @@ def test_short_recordings_are_left_out_and_all_others_drawn_alike(tmp_path):
     assert counts[2] == 0 and counts[:2].min() > 200
 
 
+def test_batches_of_one_rate_tell_the_seconds_between_frames(tmp_path):
+    bags = [record(tmp_path / name) for name in "ab"]
+    information = tmp_path / "b" / "seqinfo.ini"
+    information.write_text(information.read_text().replace("20", "8"))
+    source = world(bags, 16, one_rate=True, stride=2, augment=False)
+    seen = set()
+    for _ in range(30):
+        motion = source.sample_motion(4)
+        strides = motion.frames[:, 1] - motion.frames[:, 0]
+        periods_s = torch.tensor([0.05, 0.125])[motion.recordings] * strides
+        assert torch.allclose(periods_s, torch.tensor(motion.dt_s))
+        seen.add(round(motion.dt_s, 3))
+    assert seen == {0.05, 0.1, 0.125, 0.25}
+
+
 def test_who_is_behind_another_is_not_visible(tmp_path):
     folder = tmp_path / "a"
     record(folder)
