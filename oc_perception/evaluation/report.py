@@ -164,18 +164,16 @@ def _context(run: Run) -> dict[str, Any]:
     }
 
 
-def _best(test: SelfTest) -> dict[str, dict[str, str]]:
-    """`[schedule][measure]`: the tracker that did best, if there is more than one."""
-    found: dict[str, dict[str, str]] = {}
+def _best(test: SelfTest) -> dict[str, dict[str, set[str]]]:
+    """`[schedule][measure]`: the trackers that did best, unless all of them did."""
+    found: dict[str, dict[str, set[str]]] = {}
     for schedule, rows in test.items():
         for measure in MEASURES:
-            known = {
-                name: measure.better * row[measure.key].value
-                for name, row in rows.items()
-                if math.isfinite(row[measure.key].value)
-            }
-            winner = max(known, key=known.__getitem__) if len(known) > 1 else ""
-            found.setdefault(schedule, {})[measure.key] = winner
+            known = {name: measure.better * row[measure.key].value for name, row in rows.items()}
+            highest = max((v for v in known.values() if math.isfinite(v)), default=math.nan)
+            winners = {name for name, value in known.items() if value == highest}
+            everyone = len(winners) == len(rows)
+            found.setdefault(schedule, {})[measure.key] = set() if everyone else winners
     return found
 
 

@@ -57,7 +57,7 @@ def key_figures(run: Run, test: SelfTest, tracking: dict[str, Any]) -> list[Figu
     if steps:
         usable = states["OK"] / steps
         blind = ", ".join(
-            f"{count} {name}" for name, count in sorted(states.items()) if name != "OK"
+            f"{count} {name.lower()}" for name, count in sorted(states.items()) if name != "OK"
         )
         figures.append(
             Figure("Usable frames", percent(usable), blind or "none blind",
