@@ -48,7 +48,7 @@ class Run:
     @property
     def trackers(self) -> list[str]:
         """The run's own tracker, then its baselines."""
-        names: dict[str, None] = {}
+        names = dict.fromkeys(str(bag.metrics["tracker"]) for bag in self.bags)
         for bag in self.bags:
             for table in (*bag.metrics.get("self_test", {}).values(), bag.metrics.get("tracking")):
                 names |= dict.fromkeys(table or ())
