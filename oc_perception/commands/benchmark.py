@@ -12,6 +12,7 @@ _BENCHMARKS = {
     "inference": "time per frame of the discovery models",
     "blackout": "errors and identities while the sensor is blind",
     "tracking": "time per step of motion models and trackers",
+    "mot": "tracking by detection on MOTChallenge sequences, with frames hidden",
     "replay": "speed and memory of replay with a stub model",
     "pedestrian-clips": "boxes followed through the end of recordings",
     "multistability": "groupings of an ambiguous picture that inference finds",
