@@ -23,7 +23,7 @@ SIDE = 16.0  # px, of all discs
 class Follower:
     """Follows white discs on black as MOHART would, were it perfect; straight on while blind."""
 
-    frame_size = (48, 64)
+    frame_size, look_size = (48, 64), 0
     config = SimpleNamespace(horizon=0, relations="none", size=2)
 
     def __init__(self) -> None:

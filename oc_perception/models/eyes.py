@@ -76,10 +76,10 @@ class Eyes(nn.Module):
         self, glimpses: Tensor, looks: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features, numbers, and `(N, L)` how the middle of the glimpses looks. Where `looks` are
-        None, or zeros, glimpses are compared with themselves; a black one looks like zeros.
+        None, or zeros, glimpses are compared with themselves. Black ones say nothing: zeros.
         """
         low, high = self._maps(glimpses.contiguous(memory_format=torch.channels_last))
-        seen, peak = high.flatten(1), None
+        seen, peak, lit = high.flatten(1), None, None
         if self.reduce is not None:
             lit = glimpses.flatten(1).any(1, keepdim=True)
             response, looks = self._compare(self.reduce(low), looks, lit)
@@ -88,8 +88,9 @@ class Eyes(nn.Module):
             seen = torch.cat([seen, response.to(seen.dtype)], 1)
         features = functional.elu(self.features(seen)).float()
         with torch.autocast(features.device.type, enabled=False):
-            said = features if peak is None else torch.cat([features, peak], 1)
-            return features, self.say(said), looks
+            if peak is None:
+                return features, self.say(features), None
+            return features, self.say(torch.cat([features, peak], 1)) * lit, looks
 
     def _compare(self, maps: Tensor, looks: Tensor | None, lit: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines `(N, places)` between looks and what is in each place, and the looks. Who is not

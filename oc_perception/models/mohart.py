@@ -45,6 +45,7 @@ _MARGIN = 0.25  # how far outside of the view objects are followed, in image wid
 _LOSSES = ("tracking", "window", "presence", "auxiliary")
 _TAUGHT_NOISE = (0.25, 0.25, 0.05, 0.05)  # in box sizes
 _GAINS = (0.0, 0.0, -2.0, -2.0, -1.5, -1.5)  # logits at first: of place, size and velocity
+_INERT_SHARE = 0.1  # of what memory may add to inert motion
 _INERT_ROOM = 0.6  # in roots of a box's area
 _GLANCES = slice(2, None, 3)  # frames in which eyes learn alone: neighbours are much alike
 _LOG_WEIGHT = 2.5  # at most, so that no loss is switched off, nor takes over once it is solved
@@ -150,6 +151,11 @@ class Mohart(nn.Module):
         )
         self.log_weights = nn.Parameter(torch.zeros(len(_LOSSES)))
 
+    @property
+    def look_size(self) -> int:
+        """Numbers that tell how an object looked first; 0 without `inertia`."""
+        return self.eyes.look_size
+
     def initial_state(self, boxes: Tensor, present: Tensor) -> MohartState:
         """Before the first frame: `boxes` `(B, M, 4)` are where objects will be seen there, rows
         that are not `present` `(B, M)` are free.
@@ -158,7 +164,7 @@ class Mohart(nn.Module):
         memory = self.core.initial_memory(*present.shape)
         looks = None
         if self.config.inertia:
-            looks = boxes.new_zeros(*present.shape, self.eyes.look_size)
+            looks = boxes.new_zeros(*present.shape, self.look_size)
         return MohartState(boxes, self._around(boxes), boxes, memory, present, looks)
 
     def start(self, state: MohartState, boxes: Tensor, rows: Tensor) -> MohartState:
@@ -232,9 +238,13 @@ class Mohart(nn.Module):
     ) -> tuple[Trace, Memory]:
         """From what was found in frames `(B, T, M, ...)`, after `last` boxes `(B, M, 4)`."""
         with torch.autocast(features.device.type, enabled=False):
-            boxes = self._bounded(corrected(expected, found[..., :4]))
-            if self.config.inertia:  # what was seen stays where it was, whatever was expected
-                boxes = self._bounded(corrected(expected.detach(), found[..., :4]))
+            expectation, share, said = expected, 1.0, found
+            if self.config.inertia:
+                # Eyes learn to measure, from what they are told of places alone, and memory how
+                # much that is worth: what was seen stays where it was, whatever was expected.
+                expectation, share = expected.detach(), _INERT_SHARE
+                features, found = features.detach(), found.detach()
+            boxes = self._bounded(corrected(expectation, found[..., :4]))
             before = torch.cat([last.unsqueeze(1), boxes[:, :-1]], 1)
             inputs = code(boxes, boxes[..., :2] - before[..., :2])
             inputs = torch.cat([inputs, found[..., 0 if self.config.inertia else 4 :]], -1)
@@ -242,13 +252,13 @@ class Mohart(nn.Module):
             onward = boxes
             if self.config.inertia:
                 boxes, onward = self._filtered(expected, boxes, last.unsqueeze(1), read.gains)
-            following = self._bounded(corrected(onward, read.step))
+            following = self._bounded(corrected(onward, share * read.step))
             trace = Trace(
                 expected,
                 windows,
-                found,
+                said,
                 boxes,
-                corrected(boxes, read.box),
+                corrected(boxes, share * read.box),
                 following,
                 self._around(following, (read.room + 2).sigmoid()),
                 read.presence,

@@ -86,7 +86,7 @@ class MohartMotion:
 
     def __init__(self, config: TrackerConfig, model: Any) -> None:
         self.config, self.model = config, model
-        self._parts = (4, 4, 4, model.config.size, model.config.size)
+        self._parts = (4, 4, 4, model.config.size, model.config.size, model.look_size)
         self.memory_size = 1 + sum(self._parts)
         self._origin: tuple[np.ndarray, tuple[int, int]] | None = None
         self._blind: list[tuple[MohartState, np.ndarray]] = []
@@ -181,9 +181,10 @@ class MohartMotion:
         boxes[:count, 2:] = belief.sizes / image_size[1]
         memories = torch.zeros(1, slots, self.memory_size - 1)
         memories[0, :count] = torch.from_numpy(belief.memories[:, 1:])
-        expected, windows, last, *memory = memories.split(self._parts, -1)
+        expected, windows, last, *memory, looks = memories.split(self._parts, -1)
         known = windows[..., 2] > 0
-        state = MohartState(expected, windows, last, Memory(*memory), known)
+        looks = looks if self.model.look_size else None
+        state = MohartState(expected, windows, last, Memory(*memory), known, looks)
         state = self.model.start(state, torch.from_numpy(boxes).float()[None], ~known)
         return state._replace(present=torch.arange(slots)[None] < count), boxes
 
@@ -201,7 +202,9 @@ class MohartMotion:
         return torch.from_numpy(small).permute(2, 0, 1).float()[None] / 255
 
     def _memories(self, state: MohartState, since_found_s: np.ndarray) -> np.ndarray:
-        parts = (state.expected, state.windows, state.boxes, *state.memory)
+        parts = [state.expected, state.windows, state.boxes, *state.memory]
+        if state.looks is not None:
+            parts.append(state.looks)
         rows = torch.cat(parts, -1)[0, : len(since_found_s)].double().numpy()
         return np.concatenate([since_found_s[:, None], rows], 1)
 

@@ -39,11 +39,18 @@ def weights(tmp_path_factory):
     return untrained(tmp_path_factory.mktemp("weights") / "untrained")
 
 
-@pytest.fixture(params=["follower", "untrained"])
-def tracker(request, weights):
+@pytest.fixture(scope="module")
+def inert_weights(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("weights") / "inert"
+    return untrained(directory, inertia=True, glimpse_size=(16, 16))
+
+
+@pytest.fixture(params=["follower", "untrained", "inert"])
+def tracker(request, weights, inert_weights):
     """What must hold for any network."""
     if request.param == "follower":
         return MohartTracker(CONFIG, Follower())
+    weights = inert_weights if request.param == "inert" else weights
     return create_tracker(dataclasses.replace(CONFIG, tracker_weights=weights))
 
 
