@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
-Message: TypeAlias = "tuple[int, int, bytes | memoryview]"
-"""Channel number, time of recording in ns, serialised message."""
+Message: TypeAlias = "tuple[int, int, bytes | memoryview | None]"
+"""Channel number, time of recording in ns, serialised message: None for one that is damaged, so
+that those behind it keep their number."""
 
 
 class StorageError(ValueError):
@@ -107,6 +108,12 @@ class ChunkIndex:
         chosen = np.isin(channel, list(channels))
         return np.bincount(chunk[chosen], count[chosen], len(self)).astype(np.int64)
 
+    def counts_in(self, number: int) -> Counter[int]:
+        """Messages in a chunk by channel."""
+        chunk, channels, counts = self._counts
+        places = np.searchsorted(np.frombuffer(chunk, np.int64), [number, number + 1])
+        return Counter({channels[i]: counts[i] for i in range(*places.tolist())})
+
     def times(self) -> tuple[np.ndarray, np.ndarray]:
         """First and last time of each chunk in ns, each `(N,)`."""
         return np.array(self._chunks[0], np.int64), np.array(self._chunks[1], np.int64)
@@ -147,36 +154,45 @@ class ChunkedFile(ABC):
             return whole + sum(
                 number in channels and recorded_ns < time_ns
                 for k in partly
-                for number, recorded_ns, _ in self._read(file, k)
+                for number, recorded_ns, _ in self._read(file, int(k))
             )
 
     def messages(self, topics: Collection[str], start_ns: int, stop_ns: int) -> Iterator[Message]:
-        """Messages recorded `start_ns <= t < stop_ns`. Chunks without any are not read."""
+        """Messages recorded `start_ns <= t < stop_ns`, those of one time in the order of the file.
+        Chunks without any are not read.
+        """
         channels = self.numbers(topics)
         starts, ends = self.index.times()
         chosen = (self.index.counts(channels) > 0) & (ends >= start_ns) & (starts < stop_ns)
         order = np.argsort(starts, kind="stable")
-        waiting: list[tuple[int, int, int, bytes | memoryview]] = []
-        arrival = 0
+        waiting: list[_Waiting] = []
         with self.path.open("rb") as file:
             for k in order[chosen[order]]:
-                while waiting and waiting[0][0] <= starts[k]:
+                while waiting and waiting[0][0] < starts[k]:
                     yield _taken(waiting)
-                for channel, recorded_ns, data in self._read(file, k):
+                for place, (channel, recorded_ns, data) in enumerate(self._read(file, int(k))):
                     if channel in channels and start_ns <= recorded_ns < stop_ns:
-                        heapq.heappush(waiting, (recorded_ns, arrival, channel, data))
-                        arrival += 1
+                        heapq.heappush(waiting, (recorded_ns, int(k), place, channel, data))
         while waiting:
             yield _taken(waiting)
 
     def _read(self, file: BinaryIO, number: int) -> Iterator[Message]:
-        """The messages of a chunk up to where it is damaged."""
+        """The messages of a chunk; those behind where it is damaged have no data."""
+        chunk, seen = self.index[number], Counter[int]()
         try:
-            yield from self.chunk(file, self.index[number])
+            for message in self.chunk(file, chunk):
+                seen[message[0]] += 1
+                yield message
         except (StorageError, OSError) as error:
-            self._skipped.add(f"chunk(s) of {self.path.name}", int(number), f"{error}")
+            self._skipped.add(f"chunk(s) of {self.path.name}", number, f"{error}")
+            lost = self.index.counts_in(number) - seen
+            yield from ((channel, chunk.end_ns, None) for channel in lost.elements())
 
 
-def _taken(waiting: list[tuple[int, int, int, bytes | memoryview]]) -> Message:
-    recorded_ns, _, channel, data = heapq.heappop(waiting)
+_Waiting: TypeAlias = "tuple[int, int, int, int, bytes | memoryview | None]"
+"""Time, number of the chunk, place in it, channel, data."""
+
+
+def _taken(waiting: list[_Waiting]) -> Message:
+    recorded_ns, _, _, channel, data = heapq.heappop(waiting)
     return channel, recorded_ns, data

@@ -118,6 +118,8 @@ class Bag:
     def raw(self, topics: Iterable[str]) -> Iterator[tuple[str, int, str, bytes | memoryview]]:
         """`(topic, time of recording in ns, message type, CDR bytes)`, in recorded order."""
         for channel, recorded_ns, data in self._recorded(topics, 0, FOREVER_NS):
+            if data is None:
+                continue
             try:
                 cdr = decoder(channel).cdr(data)
             except StorageError as error:
@@ -136,7 +138,7 @@ class Bag:
         for start_ns in range(first_ns, last_ns + 1, step_ns):
             for _, recorded_ns, data in self._recorded([topic], start_ns, start_ns + step_ns):
                 digest.update(f"{recorded_ns}".encode())
-                digest.update(data)
+                digest.update(data or b"")
                 break
         return digest.hexdigest()
 
@@ -297,7 +299,8 @@ class Bag:
 
     def _recorded(
         self, topics: Iterable[str], start_ns: int, stop_ns: int
-    ) -> Iterator[tuple[Channel, int, bytes | memoryview]]:
+    ) -> Iterator[tuple[Channel, int, bytes | memoryview | None]]:
+        """Messages as they are recorded; None for one that its file has lost and noted."""
         chosen = frozenset(topics)
         for file in self._files:
             first_ns, last_ns = file.span()
@@ -306,8 +309,10 @@ class Bag:
             for number, recorded_ns, data in file.messages(chosen, start_ns, stop_ns):
                 yield file.channels[number], recorded_ns, data
 
-    def _decoded(self, channel: Channel, recorded_ns: int, data: bytes | memoryview) -> Any:
+    def _decoded(self, channel: Channel, recorded_ns: int, data: bytes | memoryview | None) -> Any:
         """The message, or None for one that cannot be read."""
+        if data is None:
+            return None
         try:
             return decoder(channel).message(data)
         except StorageError as error:

@@ -58,13 +58,13 @@ class SqliteFile:
         with self._connected() as database:
             for place in places[np.argsort(self._times_ns[places], kind="stable")]:
                 row = int(self._rows[place])
+                data = None
                 try:
                     found = database.execute("SELECT data FROM messages WHERE id = ?", (row,))
-                    (data,) = found.fetchone()
+                    data = memoryview(found.fetchone()[0])
                 except (sqlite3.Error, TypeError) as error:
                     self._skipped.add(f"message(s) in {self.path.name}", row, f"{error}")
-                else:
-                    yield int(self._topics[place]), int(self._times_ns[place]), data
+                yield int(self._topics[place]), int(self._times_ns[place]), data
 
     def _numbers(self, topics: Collection[str]) -> set[int]:
         return {number for number, channel in self.channels.items() if channel.topic in topics}
@@ -80,9 +80,12 @@ class SqliteFile:
             return _opened(f"{address}?immutable=1")
 
     def _scan(self, database: sqlite3.Connection) -> None:
-        """Rows, topics and times of all messages in the order of their rows, 20 bytes each."""
-        rows, topics, times_ns = array("q"), array("i"), array("q")
-        query = "SELECT id, topic_id, timestamp FROM messages WHERE id >= ? ORDER BY id"
+        """Rows, topics and times of all messages in the order of their rows, 24 bytes each."""
+        rows, topics, times_ns = array("q"), array("q"), array("q")
+        query = (
+            "SELECT id, topic_id, timestamp FROM messages WHERE id >= ? AND "
+            "typeof(topic_id) = 'integer' AND typeof(timestamp) = 'integer' ORDER BY id"
+        )
         start, jump, error = 0, 1, None
         while jump <= _LARGEST_JUMP:
             try:
@@ -117,9 +120,17 @@ def _channels(database: sqlite3.Connection) -> dict[int, Channel]:
         raise StorageError("it has no tables of topics and messages")
     definitions: dict[str, tuple[str, str]] = {}
     if "message_definitions" in tables:
-        query = "SELECT topic_type, encoded_message_definition, encoding FROM message_definitions"
-        definitions = {name: (text, language) for name, text, language in database.execute(query)}
+        query = (
+            "SELECT CAST(topic_type AS TEXT), CAST(encoded_message_definition AS TEXT), "
+            "CAST(encoding AS TEXT) FROM message_definitions WHERE topic_type NOT NULL"
+        )
+        definitions = {
+            name: (text or "", language or "") for name, text, language in database.execute(query)
+        }
     return {
         number: Channel(topic, message_type, *definitions.get(message_type, ("", "")))
-        for number, topic, message_type in database.execute("SELECT id, name, type FROM topics")
+        for number, topic, message_type in database.execute(
+            "SELECT id, CAST(name AS TEXT), CAST(type AS TEXT) FROM topics "
+            "WHERE name NOT NULL AND type NOT NULL"
+        )
     }
