@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from oc_perception.evaluation.replay_store import ReplayJob, write_report_json
 from oc_perception.evaluation.report import write_report
 from oc_perception.progress import Progress
 from oc_perception.tracking.config import TRACKERS, TrackerConfig
+
+_UNSAID = ("schema", "job_key")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +99,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Replay, and say in a few lines what was found."""
     jobs = _jobs(arguments)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=arguments.output):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output {arguments.output} cannot be written ({error.strerror}): choose another."
+        ) from error
     create_perception(jobs[0])  # what is wrong with the model is wrong for all bags
     if arguments.workers > 1 or arguments.ray:
         outcomes = _by_fleet(jobs, arguments.workers, arguments.ray)
@@ -121,10 +132,13 @@ def _one_by_one(jobs: list[ReplayJob]) -> list[Outcome]:
         display = _Display(f"{job.output.name} ({number + 1} of {len(jobs)})")
         try:
             outcome = Outcome(number, run_job(job, display.start, display.advance))
-        except (ValueError, OSError) as error:
-            outcomes.append(Outcome(number, error=str(error)))
+        except Exception as error:  # of one bag: the others go on
+            expected = isinstance(error, (ValueError, OSError))
+            told = str(error) if expected else f"{type(error).__name__}: {error}"
+            outcomes.append(Outcome(number, error=told))
             continue
-        display.finish()
+        finally:
+            display.finish()
         outcomes.append(outcome)
         _print(job, outcome.metrics)
     return outcomes
@@ -141,7 +155,7 @@ def _by_fleet(jobs: list[ReplayJob], workers: int, address: str | None) -> list[
 
 
 class _Display:
-    """Progress through a bag; of one that was done before it says just that."""
+    """Progress through a bag, if there is anything to do."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -156,14 +170,14 @@ class _Display:
     def finish(self) -> None:
         if self._progress:
             self._progress.finish()
-        else:
-            print(f"{self._label}: done before", file=sys.stderr)
 
 
 def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
     for name in ("threads", "workers"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1.")
+    if not 0 <= arguments.video_rate < math.inf:
+        raise UserError("--video-rate must be 0 or more.")
     bags, truths = arguments.bags, arguments.truth
     if len(truths) not in (0, 1, len(bags)):
         raise UserError(f"--truth names {len(truths)} files for {len(bags)} bags: one each.")
@@ -199,8 +213,23 @@ def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
 
 def _print(job: ReplayJob, metrics: dict[str, Any]) -> None:
     for name, value in metrics.items():
-        if value not in ("", []) and name not in ("schema", "job_key", "blackouts", "series"):
+        if isinstance(value, str | int | float) and value != "" and name not in _UNSAID:
             print(f"{name:>18}  {value}")
+    for warning in metrics["warnings"]:
+        print(f"{'warning':>18}  {warning}")
+    scores = metrics.get("discovery", {})
+    for name in [name for name in scores if name != "frames_with_truth"]:
+        print(f"{name:>18}  {scores[name]:.3f}")
+    for tracker, table in metrics.get("tracking", {}).items():
+        words = (f"{name} {table[name]:.3f}" for name in ("hota", "idf1", "mota"))
+        print(f"{tracker:>18}  {'  '.join(words)}  id switches {table['id_switches']}")
+    for schedule, table in metrics.get("self_test", {}).items():
+        shares = (f"{tracker} {_percent(cell)}" for tracker, cell in table.items())
+        print(f"{f'hidden {schedule}':>18}  identities kept: {'  '.join(shares)}")
     timing = json.loads((job.output / "timing.json").read_text())
     print(f"{'speed':>18}  {timing['bag_s_per_wall_s']:.2f} x real time")
     print(f"{'written to':>18}  {job.output}")
+
+
+def _percent(cell: dict[str, Any]) -> str:
+    return "-" if cell["kept_share"] is None else f"{100 * cell['kept_share']:.0f} %"

@@ -15,6 +15,7 @@ import cv2
 import torch
 
 from oc_perception.bags.sequence import Sequence, open_sequence
+from oc_perception.evaluation.mot_files import read_mot
 from oc_perception.evaluation.provenance import machine
 from oc_perception.evaluation.replay_files import Files
 from oc_perception.evaluation.replay_runs import Runs
@@ -75,7 +76,7 @@ def run_job(
     OSError where `job.output` cannot be written.
     """
     with open_sequence(job.bag, job.topic, job.truth, job.fps) as sequence:
-        key = job_key(job, sequence.identity())
+        key = job_key(job, sequence.identity(), sequence.truth_identity())
         metrics = finished(job, key)
         if metrics is None:
             metrics = _replay(job, key, sequence, on_start, on_frame)
@@ -113,7 +114,7 @@ def _replay(
         "frames_malformed": counts.malformed,
         "frames_late": counts.late,
         "frames_missing": counts.missing,
-        "warnings": [*sequence.warnings, *judge.warnings()],
+        "warnings": [*sequence.warnings, *judge.warnings(), *_beyond(job.truth, counts.frames)],
         "first_error": counts.first_error,
         **judge.metrics(),
     }
@@ -121,6 +122,16 @@ def _replay(
     write_json(job.output / "timing.json", watch.report(bag_s, machine(job.device)))
     write_json(job.output / "metrics.json", metrics)
     return metrics
+
+
+def _beyond(truth: Path | None, frames: int) -> list[str]:
+    """A line about true boxes behind the last frame."""
+    if truth is None or truth.suffix != ".txt":
+        return []
+    told = int(read_mot(truth).frames.max(initial=-1)) + 1
+    if told <= frames:
+        return []
+    return [f"{truth.name} goes on to frame {told}, and the recording ends with frame {frames}."]
 
 
 def _prepare(directory: Path) -> None:
@@ -173,7 +184,7 @@ class _Judge:
 
     def warnings(self) -> list[str]:
         """What could not be judged."""
-        return self._discovery.warnings()
+        return [*self._discovery.warnings(), *self._tracking.warnings()]
 
     def metrics(self) -> dict[str, Any]:
         """All of it; writes the strips of the worst cases."""

@@ -97,7 +97,7 @@ class DiscoveryScores:
         """A line about masks that do not fit."""
         if not self.misfits:
             return []
-        return [f"{self.misfits} true masks are of another size than the images: not scored"]
+        return [f"{self.misfits} true masks are of another size than the images: left out."]
 
     def metrics(self) -> dict[str, Any]:
         """Means over frames; empty where there was nothing to score."""
@@ -115,11 +115,16 @@ class TrackingScores:
         self._said: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._sums: dict[str, mot.MotScores] = {}
         self._sessions: dict[bytes, int] = {}
-        self.frames = 0
+        self.frames = self.repeated = 0
 
     def add(self, ids: np.ndarray, boxes: np.ndarray, outputs: Mapping[str, TrackOutput]) -> None:
-        """Take a frame: true `ids` `(N,)` and `boxes` `(N, 4)`, and what each tracker said."""
-        self._truth.append((ids.astype(np.int64), boxes.astype(np.float32)))
+        """Take a frame: true `ids` `(N,)` and `boxes` `(N, 4)`, and what each tracker said.
+
+        Of boxes with one id the first counts, the others are counted as `repeated`.
+        """
+        own, first = np.unique(ids, return_index=True)
+        self.repeated += len(ids) - len(own)
+        self._truth.append((own.astype(np.int64), boxes[first].astype(np.float32)))
         for name, output in outputs.items():
             tracks = believed(output)
             session = self._sessions.setdefault(output.session, len(self._sessions))
@@ -129,6 +134,12 @@ class TrackingScores:
         self.frames += 1
         if len(self._truth) == STRETCH_FRAMES:
             self._score()
+
+    def warnings(self) -> list[str]:
+        """A line about ids that are twice in a frame."""
+        if not self.repeated:
+            return []
+        return [f"{self.repeated} true boxes have the id of another one in their frame: left out."]
 
     def metrics(self) -> dict[str, Any]:
         """Scores by tracker; empty where there were no boxes."""

@@ -57,8 +57,8 @@ class ReplayJob:
         }
 
 
-def job_key(job: ReplayJob, identity: str) -> str:
-    """Of a job on the recording of this `identity`: configuration, weights and truth go in."""
+def job_key(job: ReplayJob, identity: str, truth_identity: str) -> str:
+    """Of a job on a recording and its truth: configuration and weights go in, too."""
     tracker = job.tracker
     weights = {"model": _weights_digest(job.model)}
     if tracker.tracker == "mohart":
@@ -70,7 +70,8 @@ def job_key(job: ReplayJob, identity: str) -> str:
         "identity": identity,
         "configuration": job.configuration(),
         "weights": weights,
-        "truth": None if job.truth is None else _digest(Path(job.truth)),
+        "truth": truth_identity,
+        "version": versions().get("oc_perception"),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
