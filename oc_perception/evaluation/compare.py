@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from oc_perception.evaluation.forecast import Interval
-from oc_perception.evaluation.report import schedule_name, write_page
+from oc_perception.evaluation.report import write_page
 from oc_perception.evaluation.report_data import BagRun, ReportError, Run
 from oc_perception.evaluation.report_statistics import (
     LEAST_DRAWN,
@@ -30,6 +30,7 @@ from oc_perception.evaluation.report_statistics import (
     redraw,
     sums,
 )
+from oc_perception.evaluation.report_text import schedule_name
 
 _SAME = ("topic", "frames", "duration_s")
 """What two replays of one recording have in common, whatever the model."""

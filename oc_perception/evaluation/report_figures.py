@@ -11,6 +11,7 @@ from typing import Any
 from oc_perception.evaluation.forecast import Interval
 from oc_perception.evaluation.report_data import BagRun, Run, mean_discovery
 from oc_perception.evaluation.report_statistics import MEASURES
+from oc_perception.evaluation.report_text import percent, schedule_name, sizes
 
 SelfTest = dict[str, dict[str, dict[str, Interval]]]
 """`[schedule][tracker][measure]`."""
@@ -75,30 +76,12 @@ def headline(
     """Two or three sentences for who reads nothing else."""
     if not run.bags:
         return ["No bag could be replayed."]
-    if run.trackers and not any(bag.metrics["tracks_confirmed"] for bag in run.bags):
+    if not any(bag.metrics["tracks_confirmed"] for bag in run.bags):
         return [
             "No object was tracked in any bag. Does the model know pictures like these? "
             "Train one on these bags, and replay again."
         ]
-    sentences = []
-    schedule = key_schedule(run)
-    if schedule is not None and run.trackers:
-        own, *others = run.trackers
-        kept = {name: test[schedule][name]["kept_share"].value for name in run.trackers}
-        if math.isfinite(kept[own]):
-            frames = "one frame is" if schedule == "1" else f"{schedule} frames are"
-            text = f"When {frames} hidden, {own} keeps {percent(kept[own])} of the identities"
-            known = [(kept[name], name) for name in others if math.isfinite(kept[name])]
-            if known:
-                value, name = max(known)
-                gap = 100 * (kept[own] - value)
-                text += (
-                    f", {abs(gap):.1f} points {'more' if gap > 0 else 'less'} than the best "
-                    f"baseline, {name}"
-                    if abs(gap) >= 0.05
-                    else f", as many as the best baseline, {name}"
-                )
-            sentences.append(f"{text}.")
+    sentences = _self_test_sentence(run, test)
     if tracking:
         own = next(iter(tracking.values()))
         scores = (f"{name.upper()} {percent(own[name])}" for name in ("hota", "idf1", "mota"))
@@ -120,12 +103,38 @@ def headline(
     return sentences
 
 
+def _self_test_sentence(run: Run, test: SelfTest) -> list[str]:
+    schedule = key_schedule(run)
+    if schedule is None:
+        return []
+    kept = {name: row["kept_share"].value for name, row in test[schedule].items()}
+    own = kept.pop(run.trackers[0])
+    if not math.isfinite(own):
+        return []
+    frames = "one frame is" if schedule == "1" else f"{schedule} frames are"
+    text = f"When {frames} hidden, {run.trackers[0]} keeps {percent(own)} of the identities"
+    rivals = [(value, name) for name, value in kept.items() if math.isfinite(value)]
+    if rivals:
+        best, rival = max(rivals)
+        points = round(100 * (own - best), 1)
+        how = f"{abs(points)} points {'more' if points > 0 else 'less'} than"
+        text += f", {how if points else 'as many as'} the best baseline, {rival}"
+    return [f"{text}."]
+
+
+def _counts(run: Run, schedule: str) -> str:
+    """How much stands behind the share of identities kept."""
+    tables = (bag.metrics.get("self_test", {}).get(schedule, {}) for bag in run.bags)
+    own = [table[run.trackers[0]] for table in tables if run.trackers[0] in table]
+    kept, tracked, blackouts = (sum(r[k] for r in own) for k in ("kept", "tracked", "blackouts"))
+    return f"{kept} of {tracked} in {blackouts} blackouts"
+
+
 def _self_test_figures(run: Run, test: SelfTest) -> list[Figure]:
     schedule = key_schedule(run)
-    if schedule is None or not run.trackers:
+    if schedule is None:
         return []
     own, *others = run.trackers
-    hidden = "1 frame hidden" if schedule == "1" else f"{schedule} frames hidden"
     rows = test[schedule]
     figures = []
     for key, title, best in (("kept_share", "Identities kept", max),
@@ -135,7 +144,9 @@ def _self_test_figures(run: Run, test: SelfTest) -> list[Figure]:
         if not math.isfinite(one.value):
             continue
         write = percent if next(m.share for m in MEASURES if m.key == key) else sizes
-        detail = hidden
+        detail = schedule_name(schedule)
+        if key == "kept_share":
+            detail += f": {_counts(run, schedule)}"
         known = [(rows[n][key].value, n) for n in others if math.isfinite(rows[n][key].value)]
         if best and known:
             value, name = best(known)
@@ -199,17 +210,3 @@ def _time_figure(bags: list[BagRun]) -> Figure:
 
 def _grade(value: float, good: float, fair: float) -> str:
     return "good" if value >= good else "fair" if value >= fair else "poor"
-
-
-def percent(value: float | None) -> str:
-    """A share, in percent."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
-
-
-def sizes(value: float | None) -> str:
-    """A number to two places, or three digits if it is large."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"

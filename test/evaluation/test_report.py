@@ -11,12 +11,13 @@ import pytest
 from html_outline import Outline
 from replay_directories import TIMING, blackouts, film_strip, metrics, summary, write_replay
 
-from oc_perception.evaluation import report, report_charts
+from oc_perception.evaluation import report_charts, report_strips
 from oc_perception.evaluation.forecast import Interval
-from oc_perception.evaluation.report import duration, schedule_name, write_report
+from oc_perception.evaluation.report import write_report
 from oc_perception.evaluation.report_data import ReportError, mean_tracking, read_run, self_test
 from oc_perception.evaluation.report_figures import headline, key_figures
 from oc_perception.evaluation.report_statistics import MEASURES, estimates, redraw
+from oc_perception.evaluation.report_text import duration, schedule_name
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_the_best_is_underlined_and_the_own_tracker_comes_first(one):
 
 def test_film_strips_stop_when_the_report_is_full(tmp_path, monkeypatch):
     size = len(film_strip(0))
-    monkeypatch.setattr(report, "STRIP_BYTES", int(2.6 * size))
+    monkeypatch.setattr(report_strips, "STRIP_BYTES", int(2.6 * size))
     path = write_report(write_replay(tmp_path, [metrics(f"bag_{i}", i) for i in range(3)]))
     page = Outline(path.read_text())
     assert len(page.of("img")) == 2
@@ -205,6 +206,9 @@ def test_verdicts_follow_the_stated_rules(tmp_path):
     figures, sentences = figures_of(tmp_path / "a")
     own = metrics("bag", 0)["self_test"]["10"]["filter"]
     assert figures["Identities kept"].value == f"{100 * own['kept_share']:.1f}\N{NO-BREAK SPACE}%"
+    assert (
+        f"{own['kept']} of {own['tracked']} in 12 blackouts" in figures["Identities kept"].detail
+    )
     assert figures["Usable frames"].verdict == "poor", "90.5 % is below 95 %"
     assert figures["HOTA"].verdict == "good" and "57.0" in figures["HOTA"].detail
     assert figures["FG-ARI"].verdict == "good"
