@@ -48,9 +48,10 @@ class DiscoveryState:
 class Discovery:
     """Runs a discovery model on camera frames and measures one detection per slot.
 
-    A slot may claim several places. Its detection is the largest connected component; the label
-    image keeps all of the slot. Slots whose largest component covers less than `min_area_fraction`
-    of the picture have no detection, and their pixels are UNLABELLED. The background is the
+    A slot may claim several places. Its detection is the largest connected component, or all of
+    them together where the model says that its `slots_are_local`; the label image keeps all of the
+    slot. Slots whose detection would cover less than `min_area_fraction` of the picture have none,
+    and their pixels are UNLABELLED. The background is the
     model's own, else the slot that covers most of the border. `model` stands on `device`, ready
     for inference (see `load_model`).
 
@@ -77,6 +78,7 @@ class Discovery:
         self.monitor = SensorMonitor(sensor_config)
         self.device = torch.device(device)
         self.min_area_fraction = min_area_fraction
+        self._whole_slots = getattr(model, "slots_are_local", False)
         self.clock_reset_threshold_s = clock_reset_threshold_s
         self.reorder_window_s = reorder_window_s
 
@@ -166,7 +168,7 @@ class Discovery:
         detections = []
         for label in np.unique(labels).tolist():
             hard = labels == label
-            component, box, corner, area = _largest_component(hard)
+            component, box, corner, area = _measured(hard, self._whole_slots)
             if area < max(1, self.min_area_fraction * labels.size):
                 labels[hard] = UNLABELLED
                 continue
@@ -193,10 +195,15 @@ class Discovery:
         return enlarged, tuple(detections)
 
 
-def _largest_component(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Largest 8-connected part of a boolean mask: the part, its `(cx, cy, w, h)`, its left and
-    top, its area.
+def _measured(mask: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Largest 8-connected part of a boolean mask, or `whole` mask: its pixels, `(cx, cy, w, h)`,
+    left and top, area.
     """
+    if whole:
+        rows, columns = np.nonzero(mask)
+        corner = np.array([columns.min(), rows.min()])
+        size = np.array([columns.max(), rows.max()]) - corner + 1
+        return mask, np.array([columns.mean(), rows.mean(), *size]), corner, len(rows)
     _, parts, statistics, centroids = cv2.connectedComponentsWithStats(mask.view(np.uint8))
     largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
     size = statistics[largest, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]

@@ -106,6 +106,19 @@ def test_the_largest_component_is_the_detection_and_the_label_image_keeps_all():
     np.testing.assert_array_equal(segmentation.label_image == 1, (frame == RED).all(-1))
 
 
+def test_a_model_whose_slots_are_local_has_one_detection_around_all_of_a_slot():
+    frame = picture((RED, 100, 100, 100, 100), (RED, 220, 140, 40, 40), (GREEN, 300, 400, 10, 20))
+    model = Colours()
+    model.slots_are_local = True
+    segmentation = discover(frame, model)
+    red = by_label(segmentation)[1]
+    rows, columns = np.nonzero((frame == RED).all(-1))
+    assert red.area_px == len(rows)
+    assert red.roi == (100, 100, 100, 160)
+    np.testing.assert_allclose(red.box, [columns.mean(), rows.mean(), 100, 160], atol=1e-3)
+    assert 2 not in by_label(segmentation)  # specks are none here either
+
+
 def test_specks_are_no_objects_and_unlabelled():
     frame = picture((RED, 100, 100, 100, 100), (GREEN, 300, 400, 10, 20))
     segmentation = discover(frame)

@@ -7,6 +7,12 @@ Inference: a recurrent attention network (a U-Net) peels the image into K masks 
 over a scope, and a shared encoder turns image and mask k into q(z_k). Section numbers in the code
 refer to the paper.
 
+With `static_background`, not in the paper, slot 0 draws no latent: it shows what a standing camera
+sees behind everything that moves (`static_background.py`), and it has the scope that remains. Each
+other step looks at the difference to it, near the place where an object of `object_size` covers
+most of the difference that is left. So the likelihood itself pushes what moves into these slots,
+and each has one place.
+
 Shapes: frames `(B, 3, H, W)` in [0, 1], masks `(B, K, H, W)`, latents `(B, K, D)`.
 """
 
@@ -28,6 +34,7 @@ from oc_perception.models.blocks import (
     doubling_weights,
 )
 from oc_perception.models.registry import register_model
+from oc_perception.models.static_background import StaticBackground
 from oc_perception.types import Decomposition
 
 _LOG_MASK_FLOOR = -20.0  # for network inputs only: log masks are unbounded below
@@ -37,6 +44,9 @@ _LOG_MASK_FLOOR = -20.0  # for network inputs only: log masks are unbounded belo
 class MonetConfig:
     """Sizes and weights of the objective; `frame_size` must be a multiple of 2^(U-Net blocks -
     1).
+
+    `static_background` is for cameras that stand still; `object_size` is then about the height and
+    width of the objects, as shares of the frame.
     """
 
     frame_size: tuple[int, int] = (64, 64)
@@ -52,6 +62,8 @@ class MonetConfig:
     beta: float = 0.5
     gamma: float = 0.5
     weight_warmup: float = 0.1
+    static_background: bool = False
+    object_size: tuple[float, float] = (0.3, 0.12)
 
     def __post_init__(self) -> None:
         factor = 2 ** (len(self.attention_channels) - 1)
@@ -59,8 +71,10 @@ class MonetConfig:
             raise ValueError(
                 f"frame_size {self.frame_size} must be a multiple of {factor}, at least twice it"
             )
-        if self.num_slots < 1:
-            raise ValueError("num_slots must be at least 1")
+        if self.num_slots < 1 + self.static_background:
+            raise ValueError("num_slots must be at least 1, and 2 with static_background")
+        if not all(0 < side <= 1 for side in self.object_size):
+            raise ValueError(f"object_size must be shares of the frame, not {self.object_size}")
 
 
 class InstanceNorm(nn.InstanceNorm2d):
@@ -73,8 +87,8 @@ class InstanceNorm(nn.InstanceNorm2d):
 
 
 class UNet(nn.Module):
-    """Attention network (App. B.2): `(B, 4, H, W)` image and log scope to one logit map `(B, 1,
-    H, W)`.
+    """Attention network (App. B.2): image and log scope `(B, 4, H, W)`, with a static background
+    also the difference to it and nearness `(B, 8, H, W)`, to one logit map `(B, 1, H, W)`.
     """
 
     def __init__(self, config: MonetConfig) -> None:
@@ -82,8 +96,9 @@ class UNet(nn.Module):
         widths = config.attention_channels
         height, width = (side // 2 ** (len(widths) - 1) for side in config.frame_size)
         self.bottleneck_shape = (widths[-1], height, width)
+        seen = 8 if config.static_background else 4
         self.down = nn.ModuleList(
-            _block(before, after) for before, after in itertools.pairwise((4, *widths))
+            _block(before, after) for before, after in itertools.pairwise((seen, *widths))
         )
         size, hidden = math.prod(self.bottleneck_shape), config.attention_hidden
         self.bottleneck = nn.Sequential(
@@ -178,34 +193,74 @@ class Monet(nn.Module):
         self.num_slots = config.num_slots
         self.attention = UNet(config)
         self.vae = ComponentVAE(config)
+        self.slots_are_local = config.static_background
+        self.background = None
+        if config.static_background:
+            self.background = StaticBackground(config.frame_size, config.object_size)
 
     def attend(self, frames: Tensor, num_slots: int | None = None) -> Tensor:
         """Log masks `(B, K, H, W)` by stick-breaking; the last mask is the remaining scope (eq.
         2).
         """
+        return self._attend(frames, self._behind(frames), num_slots)
+
+    def _behind(self, frames: Tensor) -> Tensor | None:
+        """The static background in the light of each frame `(B, 3, H, W)`, if there is one."""
+        return None if self.background is None else self.background(frames)
+
+    def _attend(
+        self, frames: Tensor, behind: Tensor | None, num_slots: int | None = None
+    ) -> Tensor:
         log_scope = frames.new_zeros(len(frames), 1, *frames.shape[2:])
         log_masks = []
         doubling = None if torch.is_grad_enabled() else self.attention.doubling()
+        features = [frames]
+        if behind is not None:
+            difference = (frames - behind) / (2 * self.config.sigma_background)
+            energy = difference.square().mean(1, keepdim=True)
+            change = energy / (1 + energy)
+            features = [frames, difference.clamp(-3, 3)]
         for _ in range((num_slots or self.num_slots) - 1):
-            scope_input = log_scope.clamp(min=_LOG_MASK_FLOOR)
-            logit = self.attention(torch.cat([frames, scope_input], 1), doubling).float()
+            scope_input, distance = log_scope.clamp(min=_LOG_MASK_FLOOR), 0.0
+            seen = [*features, scope_input]
+            if behind is not None:
+                left = change * log_scope.detach().exp()
+                distance = self.background.distance_to_object(left)
+                seen.append((-distance).exp())
+            logit = self.attention(torch.cat(seen, 1), doubling).float() - distance
             log_masks.append(log_scope + F.logsigmoid(logit))
             log_scope = log_scope + F.logsigmoid(-logit)
+        if behind is not None:
+            return torch.cat([log_scope, *log_masks], 1)
         return torch.cat([*log_masks, log_scope], 1)
 
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Log masks `(B, K, H, W)` as the VAE draws them and means `(B, K, 3, H, W)` of latents
-        `(B, K, D)`.
+        `(B, K, D)`. What is said of a static background is not used.
         """
-        colours, logits = self.vae.decode(latents.flatten(0, 1))
-        log_masks = logits.unflatten(0, latents.shape[:2]).squeeze(2).log_softmax(1)
-        return log_masks, colours.unflatten(0, latents.shape[:2])
+        if self.background is None:
+            return self._decode(latents, None)
+        behind = self.background.image.expand(len(latents), -1, -1, -1)
+        return self._decode(latents[:, 1:], behind)
 
-    def _per_slot(self, frames: Tensor, log_masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Fold slots into the batch: `(B*K, 3, H, W)` and `(B*K, 1, H, W)`."""
+    def _decode(self, latents: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `decode`, from the latents of those slots that draw one."""
+        colours, logits = self.vae.decode(latents.flatten(0, 1))
+        colours = colours.unflatten(0, latents.shape[:2])
+        logits = logits.unflatten(0, latents.shape[:2]).squeeze(2)
+        if behind is not None:  # the logits of the others are their odds against it
+            colours = torch.cat([behind.unsqueeze(1), colours], 1)
+            logits = F.pad(logits, (0, 0, 0, 0, 1, 0))
+        return logits.log_softmax(1), colours
+
+    def _encode(self, frames: Tensor, log_masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation `(B, K, D)` of those slots that draw a latent."""
+        if self.background is not None:
+            log_masks = log_masks[:, 1:]
         slots = log_masks.shape[1]
         images = frames.unsqueeze(1).expand(-1, slots, -1, -1, -1).flatten(0, 1)
-        return images, log_masks.flatten(0, 1).unsqueeze(1)
+        mean, log_scale = self.vae.encode(images, log_masks.flatten(0, 1).unsqueeze(1))
+        return mean.unflatten(0, (-1, slots)), log_scale.unflatten(0, (-1, slots))
 
     def initial_state(self, batch_size: int) -> None:
         """MONet sees every frame anew: nothing is carried."""
@@ -219,13 +274,13 @@ class Monet(nn.Module):
         """
         if frame is None:
             return None, None
-        log_masks = self.attend(frame)
-        batch, slots, height, width = log_masks.shape
-        latents, _ = self.vae.encode(*self._per_slot(frame, log_masks))
-        means = None
-        if decode:
-            means = self.vae.decode(latents)[0].view(batch, slots, 3, height, width)
-        return None, Decomposition(log_masks, means, latents.view(batch, slots, -1))
+        behind = self._behind(frame)
+        log_masks = self._attend(frame, behind)
+        latents, _ = self._encode(frame, log_masks)
+        means = self._decode(latents, behind)[1] if decode else None
+        if behind is None:
+            return None, Decomposition(log_masks, means, latents)
+        return None, Decomposition(log_masks, means, F.pad(latents, (0, 0, 1, 0)), 0)
 
     def loss(
         self, frames: Tensor, generator: torch.Generator, progress: float = 1.0
@@ -236,21 +291,23 @@ class Monet(nn.Module):
         over the first `weight_warmup` of it.
         """
         config = self.config
-        log_masks = self.attend(frames)
-        batch, slots, height, width = log_masks.shape
-        mean, log_scale = self.vae.encode(*self._per_slot(frames, log_masks))
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        colours, logits = self.vae.decode(mean + log_scale.exp() * noise)
-        means = colours.view(batch, slots, 3, height, width)
+        behind = self._behind(frames)
+        log_masks = self._attend(frames, behind)
+        mean, log_scale = self._encode(frames, log_masks)
+        shape = mean.flatten(0, 1).shape
+        noise = torch.randn(shape, generator=generator, device=mean.device).view_as(mean)
+        log_decoded, means = self._decode(mean + log_scale.exp() * noise, behind)
 
-        sigma = mean.new_full((slots, 1, 1), config.sigma_foreground)
+        sigma = mean.new_full((log_masks.shape[1], 1, 1), config.sigma_foreground)
         sigma[0] = config.sigma_background
+        if behind is not None:
+            uncertain = (self.background.deviation**2 + config.sigma_background**2).sqrt()
+            sigma = torch.cat([uncertain, sigma[1:].expand(-1, *config.frame_size)])
         squared = (frames.unsqueeze(1) - means).square().sum(2)
         log_density = -0.5 * squared / sigma**2 - 3 * (sigma.log() + 0.5 * math.log(2 * math.pi))
         reconstruction = -torch.logsumexp(log_masks + log_density, 1).sum((1, 2))
         latent_kl = 0.5 * (mean**2 + (2 * log_scale).exp() - 1 - 2 * log_scale)
-        latent_kl = latent_kl.view(batch, -1).sum(1)
-        log_decoded = F.log_softmax(logits.view(batch, slots, height, width), 1)
+        latent_kl = latent_kl.flatten(1).sum(1)
         mask_kl = (log_masks.exp() * (log_masks - log_decoded)).sum((1, 2, 3))
         ramp = min(1.0, progress / config.weight_warmup) if config.weight_warmup else 1.0
         total = reconstruction + ramp * (config.beta * latent_kl + config.gamma * mask_kl)

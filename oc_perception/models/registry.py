@@ -7,8 +7,8 @@ task says what it learns from (`training/tasks.py`).
 
 A discovery model has `frame_size` `(height, width)`, `num_slots`,
 `initial_state(batch_size) -> state` and `step(state, frame (B, 3, H, W) | None) ->
-(state, Decomposition | None)`; no frame, no decomposition. The others have
-`score(batch, generator) -> dict[str, float]`.
+(state, Decomposition | None)`; no frame, no decomposition. One whose slots each hold one place
+says so by `slots_are_local`. The others have `score(batch, generator) -> dict[str, float]`.
 """
 
 from __future__ import annotations
