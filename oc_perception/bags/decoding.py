@@ -40,7 +40,7 @@ class Decoder:
 
     def message(self, data: bytes | memoryview) -> Any:
         """The message in our form; pixels are a view of `data`."""
-        data = _plain(data)
+        data = plain(data)
         try:
             if self._recorded is not None:
                 read = self._recorded.deserialize_cdr
@@ -57,7 +57,7 @@ class Decoder:
 
     def cdr(self, data: bytes | memoryview) -> bytes | memoryview:
         """The message as ROS 2 serialises it."""
-        data = _plain(data)
+        data = plain(data)
         if not self._channel.ros1:
             return data
         try:
@@ -94,7 +94,8 @@ def decoder(channel: Channel) -> Decoder:
     return Decoder(channel)
 
 
-def _plain(data: bytes | memoryview) -> bytes | memoryview:
+def plain(data: bytes | memoryview) -> bytes | memoryview:
+    """A message without the compression that rosbag2 may have put on it. Raises StorageError."""
     return decompress(data, "zstd") if data[:4] == _ZSTD else data
 
 

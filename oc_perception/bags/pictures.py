@@ -124,6 +124,11 @@ class ImageSequence:
         return self._length
 
     @property
+    def last_number(self) -> int:
+        """The `number` of the last picture."""
+        return self._length - 1 if self.archive is None else self.numbers[-1]
+
+    @property
     def warning(self) -> str:
         """What is missing of a damaged tar, or nothing."""
         return "" if self.archive is None else self.archive.warning

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from oc_perception.bags.chunks import Channel, Skipped, StorageError
-from oc_perception.bags.decoding import decoder
+from oc_perception.bags.decoding import decoder, plain
 from oc_perception.bags.definitions import (
     CAMERA_INFO,
     COMPRESSED_IMAGE,
@@ -138,7 +138,7 @@ class Bag:
         for start_ns in range(first_ns, last_ns + 1, step_ns):
             for _, recorded_ns, data in self._recorded([topic], start_ns, start_ns + step_ns):
                 digest.update(f"{recorded_ns}".encode())
-                digest.update(data or b"")
+                digest.update(plain(data) if data else b"")
                 break
         return digest.hexdigest()
 

@@ -117,10 +117,10 @@ class Sequence(ABC):
             labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
         return Segmentation(frame.stamp_ns, SensorState.OK, "ground_truth", frame.index, labels)
 
-    def _compare_lengths(self) -> None:
-        if self._truth is not None and self._truth.num_frames < self.num_frames:
+    def _compare_lengths(self, last_number: int) -> None:
+        if self._truth is not None and self._truth.num_frames <= last_number:
             self._skipped.note(
-                f"The ground truth ends with frame {self._truth.num_frames} of {self.num_frames}."
+                f"The ground truth ends with frame {self._truth.num_frames} of {last_number + 1}."
             )
 
 
@@ -171,7 +171,7 @@ class _BagSequence(Sequence):
         else:
             bag.first_stamp_ns(self.topic)  # fails where it cannot be read
             self.period_ns = _LONE_FRAME_PERIOD_NS
-        self._compare_lengths()
+        self._compare_lengths(self.num_frames - 1)
 
     def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Frame]:
         start_ns = self._first_ns + round(start_s * 1e9) if start_s > 0 else 0
@@ -204,7 +204,7 @@ class _PictureSequence(Sequence):
             self._skipped.note(pictures.warning)
         if self._truth is None and pictures.archive is not None:
             self._truth = truth_inside(pictures.archive, pictures.folder)
-        self._compare_lengths()
+        self._compare_lengths(pictures.last_number)
 
     def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Frame]:
         count = 0
