@@ -8,6 +8,7 @@ import importlib
 
 _BENCHMARKS = {
     "latency": "latency of the node chain",
+    "detections": "true boxes of a recording that discovery finds",
     "discovery": "scores of several training seeds of one recipe",
     "inference": "time per frame of the discovery models",
     "blackout": "errors and identities while the sensor is blind",

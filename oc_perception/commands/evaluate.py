@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Score a model on fresh scenes of a procedural world: FG-ARI, ARI, AMI, mIoU with background,
-MSE, how its slots are used, and the floors that need no model. For motion and tracking models:
-what they score on fresh sequences.
+MSE, how its slots are used, and the floors that need no model; on recordings without labels, of
+the part kept from training, what needs none. For motion and tracking models: what they score on
+fresh sequences.
 
 `--figures` draws decompositions (`decompositions.png`), scores against iterations and slots
 (`refinement.png`, `slots.png`, numbers in `curves.json`), what the latents of a slot stand for
@@ -73,6 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         scores = TASKS[task].evaluate(*wanted, *scenes)
+    if arguments.readout and "fg_ari" not in scores:
+        raise UserError(
+            f"--readout needs to know the objects, and {wanted[1]} has no labels here."
+        )
     readout = _readout(*wanted, arguments) if arguments.readout else {}
     if arguments.figures:
         _draw(*wanted, arguments)
@@ -119,6 +124,11 @@ def _draw(
     with torch.inference_mode():
         _, decomposition = model.step(model.initial_state(len(images)), images)
         decomposition_grid(images, decomposition, directory / "decompositions.png", labels)
+    if labels is None:
+        _leave_out(
+            "all figures but decompositions.png", "they need labels, which are unknown here"
+        )
+        return
 
     curves = {}
     if is_iterative(model):

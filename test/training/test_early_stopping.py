@@ -218,10 +218,15 @@ def test_the_command_learns_from_a_bag_and_the_pipeline_runs_the_directory(tmp_p
     _, segmentation = discovery.step(discovery.initial_state(), frame, 1)
     assert segmentation.label_image.shape == (height, width)
 
-    assert main(["evaluate", str(tmp_path / "run"), "--scenes", "8"]) == 0
-    shown = capsys.readouterr().out
-    assert "mse" in shown
-    assert "fg_ari" not in shown
+    words = ["evaluate", str(tmp_path / "run"), "--scenes", "8"]
+    assert main([*words, "--figures", str(tmp_path / "figures")]) == 0
+    shown = capsys.readouterr()
+    assert "mse" in shown.out
+    assert "fg_ari" not in shown.out
+    assert "need labels" in shown.err
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["decompositions.png"]
+    assert main([*words, "--readout"]) == 2
+    assert "no labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
