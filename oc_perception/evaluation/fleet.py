@@ -9,9 +9,10 @@ ATTEMPTS deaths it counts as failed, as does one that raises an error; all other
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -165,12 +166,12 @@ def _over_ray(jobs: Sequence[ReplayJob], address: str, work: Work) -> Iterator[O
             f"There is no Ray cluster at {address} ({error}): start one with `ray start --head`."
         ) from error
     try:
-        attempted = ray.remote(max_retries=ATTEMPTS - 1)(_attempted)
+        elsewhere = ray.remote(max_retries=ATTEMPTS - 1)(_elsewhere)
         running = {}
         for number, job in enumerate(jobs):
             needs = {"num_cpus": job.threads, "num_gpus": int(job.device.startswith("cuda"))}
-            task = _Task(number, _anywhere(job))
-            running[attempted.options(**needs).remote(task, work)] = task
+            task = _Task(number, job)
+            running[elsewhere.options(**needs).remote(os.getcwd(), task, work)] = task
         while running:
             (reference,), _ = ray.wait(list(running), num_returns=1)
             task = running.pop(reference)
@@ -184,7 +185,8 @@ def _over_ray(jobs: Sequence[ReplayJob], address: str, work: Work) -> Iterator[O
         ray.shutdown()
 
 
-def _anywhere(job: ReplayJob) -> ReplayJob:
-    """The job with paths that mean the same in every working directory."""
-    truth = job.truth and job.truth.resolve()
-    return replace(job, bag=job.bag.resolve(), output=job.output.resolve(), truth=truth)
+def _elsewhere(directory: str, task: _Task, work: Work) -> Outcome:
+    """On another machine: paths are relative to the `directory` where the command was given."""
+    if os.path.isdir(directory):
+        os.chdir(directory)
+    return _attempted(task, work)
