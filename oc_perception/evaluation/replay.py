@@ -90,8 +90,8 @@ def _replay(
     on_start: Callable[[int], None],
     on_frame: Callable[[], None],
 ) -> dict[str, Any]:
-    watch, counts = Stopwatch(), ReplayCounts()
     perception = create_perception(job)
+    watch, counts = Stopwatch(), ReplayCounts()
     rate_hz = 1e9 / sequence.period_ns
     judge = _Judge(job, perception, sequence.num_frames, rate_hz)
     _prepare(job.output)
