@@ -128,15 +128,16 @@ def _context(run: Run) -> dict[str, Any]:
 
 
 def _best(test: SelfTest) -> dict[str, dict[str, set[str]]]:
-    """`[schedule][measure]`: the trackers that did best, unless all of them did."""
+    """`[schedule][measure]`: the trackers that did best as far as is shown, unless all did."""
     found: dict[str, dict[str, set[str]]] = {}
     for schedule, rows in test.items():
         for measure in MEASURES:
-            known = {name: measure.better * row[measure.key].value for name, row in rows.items()}
-            highest = max((v for v in known.values() if math.isfinite(v)), default=math.nan)
-            winners = {name for name, value in known.items() if value == highest}
-            everyone = len(winners) == len(rows)
-            found.setdefault(schedule, {})[measure.key] = set() if everyone else winners
+            key = measure.key
+            known = {n: row[key].value for n, row in rows.items() if math.isfinite(row[key].value)}
+            best = max(known.values(), key=lambda value: measure.better * value, default=math.nan)
+            shown = measured(best, key)
+            winners = {name for name, value in known.items() if measured(value, key) == shown}
+            found.setdefault(schedule, {})[key] = winners if len(winners) < len(rows) else set()
     return found
 
 
