@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class Skipped:
 
     def __init__(self) -> None:
         self._whole: dict[str, None] = {}
-        self._parts: defaultdict[str, dict[Hashable, str]] = defaultdict(dict)
+        self._parts: dict[str, tuple[str, set[Hashable]]] = {}
 
     def note(self, text: str) -> None:
         """A sentence."""
@@ -53,13 +53,13 @@ class Skipped:
 
     def add(self, what: str, where: Hashable, why: str) -> None:
         """One more of many (`what`, in the plural), told by `where` it is."""
-        self._parts[what].setdefault(where, why)
+        self._parts.setdefault(what, (why, set()))[1].add(where)
 
     def lines(self) -> list[str]:
         """One line per kind."""
         parts = (
-            f"{len(places)} {what} left out; the first: {next(iter(places.values()))}"
-            for what, places in self._parts.items()
+            f"{len(places)} {what} left out; the first: {why}"
+            for what, (why, places) in self._parts.items()
         )
         return [*self._whole, *parts]
 

@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 
 from oc_perception.bags.archive import fingerprint, is_tar
+from oc_perception.bags.camera import COMPANION_LOOKAHEAD_FRAMES
 from oc_perception.bags.chunks import Skipped
 from oc_perception.bags.files import looks_recorded
 from oc_perception.bags.frames import BagError, Frame, TrueBoxes
 from oc_perception.bags.pictures import ImageSequence, Picture
-from oc_perception.bags.reader import COMPANION_LOOKAHEAD_FRAMES, FOREVER_NS, Bag
+from oc_perception.bags.reader import FOREVER_NS, Bag
 from oc_perception.bags.truth import BoxTruth, MaskTruth, open_truth, truth_inside
 from oc_perception.images import MalformedImage
 from oc_perception.types import Segmentation, SensorState
@@ -161,6 +162,7 @@ class _BagSequence(Sequence):
         self._bag = Bag(path)
 
     def open(self, topic: str | None) -> None:
+        """Choose the topics. Raises BagError."""
         bag = self._stack.enter_context(self._bag)
         self._topics = bag.select(topic)
         self.topic = self._topics.image
@@ -196,6 +198,7 @@ class _PictureSequence(Sequence):
         self._path = path
 
     def open(self, fps: float | None) -> None:
+        """Find the pictures. Raises SequenceError."""
         pictures = self._stack.enter_context(ImageSequence(self._path, fps))
         self._pictures, self.topic = pictures, _PICTURE_TOPIC
         self.num_frames = len(pictures)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
 
+from oc_perception.bags.camera import BagTopics
 from oc_perception.bags.definitions import SEGMENTATION, TRACKS, TRAJECTORIES, typestore
+from oc_perception.bags.frames import BagError
 from oc_perception.bags.messages import (
     camera_info_message,
     compressed_message,
@@ -19,7 +21,7 @@ from oc_perception.bags.messages import (
     track_messages,
     track_output_from_messages,
 )
-from oc_perception.bags.reader import Bag, BagError, BagTopics
+from oc_perception.bags.reader import Bag
 from oc_perception.bags.writer import BagWriter
 from oc_perception.images import MalformedImage
 from oc_perception.types import (

@@ -19,8 +19,8 @@ from bag_makers import (
 from PIL import Image
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from oc_perception.bags import camera
 from oc_perception.bags import pictures as picture_files
-from oc_perception.bags import reader
 from oc_perception.bags.definitions import SEGMENTATION, typestore
 from oc_perception.bags.messages import (
     camera_info_message,
@@ -139,7 +139,7 @@ def test_a_range_of_time_is_a_part_of_the_whole(source, monkeypatch):
     """The same frames, and nothing else is decoded."""
     _, path = source
     decoded = []
-    for module, name in ((reader, "rgb_from_message"), (picture_files.Picture, "rgb")):
+    for module, name in ((camera, "rgb_from_message"), (picture_files.Picture, "rgb")):
         original = getattr(module, name)
         count = lambda *a, original=original: decoded.append(1) or original(*a)  # noqa: E731
         monkeypatch.setattr(module, name, count)
