@@ -48,12 +48,13 @@ class DiscoveryState:
 class Discovery:
     """Runs a discovery model on camera frames and measures one detection per slot.
 
-    A slot may claim several places. Its detection is the largest connected component, or all of
-    them together where the model says that its `slots_are_local`; the label image keeps all of the
-    slot. Slots whose detection would cover less than `min_area_fraction` of the picture have none,
-    and their pixels are UNLABELLED. The background is the
-    model's own, else the slot that covers most of the border. `model` stands on `device`, ready
-    for inference (see `load_model`).
+    A slot may claim several places. Its detection is the largest connected component; the label
+    image keeps all of the slot. Where the model says that its `slots_are_local`, so that several
+    may share an object but none has two, the detection is all of the slot, and a pixel is of the
+    background only where this has half of it. Slots whose detection would cover less than
+    `min_area_fraction` of the picture have none, and their pixels are UNLABELLED. The background
+    is the model's own, else the slot that covers most of the border. `model` stands on `device`,
+    ready for inference (see `load_model`).
 
     Frames out of order, within `reorder_window_s` of the newest, are segmented as they come. To a
     model without memory order is nothing; one that refines what it saw before takes them as the
@@ -78,7 +79,7 @@ class Discovery:
         self.monitor = SensorMonitor(sensor_config)
         self.device = torch.device(device)
         self.min_area_fraction = min_area_fraction
-        self._whole_slots = getattr(model, "slots_are_local", False)
+        self._local_slots = getattr(model, "slots_are_local", False)
         self.clock_reset_threshold_s = clock_reset_threshold_s
         self.reorder_window_s = reorder_window_s
 
@@ -158,6 +159,10 @@ class Discovery:
             raise ValueError(f"Model {self.model.name!r} returned masks that are not finite.")
         labels = masks.argmax(0).astype(np.uint8)
         background = decomposition.background_slot
+        if self._local_slots and background is not None:
+            shared = (labels == background) & (masks[background] < 0.5)
+            labels[shared] = np.delete(masks[:, shared], background, 0).argmax(0)
+            labels[shared] += labels[shared] >= background
         if background is None:
             border = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
             background = int(np.bincount(border).argmax())
@@ -168,7 +173,7 @@ class Discovery:
         detections = []
         for label in np.unique(labels).tolist():
             hard = labels == label
-            component, box, corner, area = _measured(hard, self._whole_slots)
+            component, box, corner, area = _measured(hard, self._local_slots)
             if area < max(1, self.min_area_fraction * labels.size):
                 labels[hard] = UNLABELLED
                 continue

@@ -119,6 +119,31 @@ def test_a_model_whose_slots_are_local_has_one_detection_around_all_of_a_slot():
     assert 2 not in by_label(segmentation)  # specks are none here either
 
 
+@pytest.mark.parametrize("background", [0, 2])
+def test_local_slots_that_share_an_object_win_against_the_background_together(background):
+    class Shared(Colours):
+        """What is bright is shared by all slots, most of it by the background."""
+
+        shares = torch.tensor([0.3, 0.25, 0.2, 0.0])
+
+        def step(self, state, frame, decode):
+            shares = self.shares.clone()
+            shares[background] = 0.4
+            bright = frame.mean(1, keepdim=True) > 0.5
+            alone = torch.eye(4)[background]
+            masks = torch.where(bright, *(m.view(1, 4, 1, 1) for m in (shares, alone)))
+            log_masks = (masks / masks.sum(1, keepdim=True)).log().clamp(min=-50)
+            return state, Decomposition(log_masks, None, torch.zeros(1, 4, 2), background)
+
+    frame = picture(((255, 255, 255), 100, 100, 100, 100))
+    assert discover(frame, Shared()).objects == ()
+    model = Shared()
+    model.slots_are_local = True
+    (found,) = discover(frame, model).objects
+    assert found.label == (0 if background else 1)
+    assert found.area_px == 100 * 100
+
+
 def test_specks_are_no_objects_and_unlabelled():
     frame = picture((RED, 100, 100, 100, 100), (GREEN, 300, 400, 10, 20))
     segmentation = discover(frame)
