@@ -32,10 +32,12 @@ _DAMAGE = (ConfigurationError, LookupError, TypeError, OSError, SafetensorError,
 _MODULES = {
     "grid": "discovery",
     "hart": "tracking",
+    "inert_mohart": "tracking",
     "iodine": "discovery",
     "mohart": "tracking",
     "mohart_states": "motion",
     "monet": "discovery",
+    "pedestrians": "motion",
     "relational": "motion",
     "slot_attention": "discovery",
 }

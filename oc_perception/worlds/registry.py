@@ -25,6 +25,7 @@ from oc_perception.worlds.tetrominoes import (
     AmbiguousTetrominoes,
     Tetrominoes,
 )
+from oc_perception.worlds.trajectories import Trajectories
 
 WORLDS = {
     "ambiguous_tetrominoes": AmbiguousTetrominoes,
@@ -37,6 +38,7 @@ WORLDS = {
     "streets": Streets,
     "tabletop": Tabletop,
     "tetrominoes": Tetrominoes,
+    "trajectories": Trajectories,
 }
 
 
