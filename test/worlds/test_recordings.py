@@ -195,3 +195,15 @@ def test_a_recording_too_short_to_be_split_says_so(bag):
     world = create_world("recordings", {"bags": [bag], "gap_s": 9.0}, 4, 0)
     with pytest.raises(ConfigurationError, match=r"none of its 40 frames.*Record for longer"):
         world.sample(*SIZE)
+
+
+def test_masks_of_a_real_recording_lie_on_its_pictures(data_directory):
+    tar = data_directory / "davis_bmx_trees" / "bmx-trees.tar"
+    config = {"bags": [str(tar)], "fps": 24.0, "split": "validation"}
+    scenes = create_world("recordings", config, 16, 0).sample(60, 108)
+    shares = (scenes.labels > 0).float().mean((1, 2))
+    assert scenes.labels.unique().tolist() == [0, 1]
+    assert ((shares > 0.002) & (shares < 0.3)).float().mean() > 0.7
+    model = create_model("grid", rows=1, columns=2, frame_size=[60, 108])
+    scores = evaluate_discovery(model, "recordings", {"bags": [str(tar)], "fps": 24.0}, 16, 0)
+    assert 0 < scores["miou"] < 1
