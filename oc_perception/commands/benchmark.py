@@ -15,6 +15,7 @@ _BENCHMARKS = {
     "tracking": "time per step of motion models and trackers",
     "mot": "tracking by detection on MOTChallenge sequences, with frames hidden",
     "replay": "speed and memory of replay with a stub model",
+    "trajectories": "forecasts of how persons walk, beside simple ones",
     "pedestrian-clips": "boxes followed through the end of recordings",
     "multistability": "groupings of an ambiguous picture that inference finds",
 }
