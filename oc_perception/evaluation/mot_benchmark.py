@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -45,7 +45,7 @@ class SequenceError(ValueError):
 @dataclass(frozen=True)
 class DetectedSequence:
     """T frames of detections, scores being ranks, and the ground truth, whole: with the rows that
-    do not count. `image_size` `(height, width)` px.
+    do not count. `image_size` `(height, width)` px; `moving` if the camera is.
     """
 
     name: str
@@ -53,6 +53,7 @@ class DetectedSequence:
     rate_hz: float
     detections: tuple[tuple[Detection, ...], ...]
     truth: MotTable
+    moving: bool = False
 
     def __len__(self) -> int:
         return len(self.detections)
@@ -77,28 +78,42 @@ class AnyTracker(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A tracker, made for a sequence, and which of its confirmed tracks are handed in: those that
-    were seen in the last `coast_s` seconds and exist with `existence` at least.
+    """A tracker, and which of its confirmed tracks are handed in: those that were seen in the last
+    `coast_s` seconds and exist with a probability of at least `existence`.
     """
 
-    create: Callable[[DetectedSequence], AnyTracker]
+    tracker: AnyTracker
     coast_s: float = 0.0
     existence: float = 0.0
 
 
-def _boxes(config: BoxTrackerConfig, lost_s: float) -> Callable[[DetectedSequence], AnyTracker]:
-    def create(sequence: DetectedSequence) -> BoxTracker:
-        lost_steps = max(1, round(lost_s * sequence.rate_hz))
-        return BoxTracker(replace(config, max_lost_steps=lost_steps), 1 / sequence.rate_hz)
+Choice = Callable[[DetectedSequence], Entry]
+"""The entry for a sequence: trackers are set for the rate of the camera, and for its motion."""
 
-    return create
+
+class _Fit(NamedTuple):
+    """A baseline with `lost_s` instead of its `max_lost_steps`, and which tracks it hands in."""
+
+    config: BoxTrackerConfig
+    lost_s: float
+    coast_s: float = 0.0
+
+
+def _choice(still: _Fit, moving: _Fit) -> Choice:
+    def entry(sequence: DetectedSequence) -> Entry:
+        fit = moving if sequence.moving else still
+        lost_steps = max(1, round(fit.lost_s * sequence.rate_hz))
+        config = replace(fit.config, max_lost_steps=lost_steps)
+        return Entry(BoxTracker(config, 1 / sequence.rate_hz), fit.coast_s)
+
+    return entry
 
 
 _SORT = replace(SORT, confirm_hits=1)
 _BYTETRACK = replace(BYTETRACK, high_score=0.41, birth_score=0.45, low_score=0.13, confirm_hits=1)
-BASELINES = {
-    "SORT-like": Entry(_boxes(_SORT, 0.1), 0.1),
-    "ByteTrack-like": Entry(_boxes(_BYTETRACK, 0.4)),
+BASELINES: dict[str, Choice] = {
+    "SORT-like": _choice(_Fit(_SORT, 0.1, 0.1), _Fit(_SORT, 0.1, 0.1)),
+    "ByteTrack-like": _choice(_Fit(_BYTETRACK, 0.4), _Fit(_BYTETRACK, 0.4)),
 }
 
 
@@ -142,7 +157,7 @@ def follow(entry: Entry, sequence: DetectedSequence, hidden: np.ndarray) -> MotS
     """What the tracker hands in for each frame, beside the truth that counts; frames that are
     `hidden` `(T,)` have no observation.
     """
-    tracker = entry.create(sequence)
+    tracker = entry.tracker
     state = tracker.initial_state(bytes(16), sequence.image_size)
     ids, boxes = [], []
     for frame, detections in enumerate(sequence.detections):
@@ -182,32 +197,35 @@ def counted(
 
 def measure(
     sequences: Iterable[DetectedSequence],
-    entries: Mapping[str, Entry],
-    share: float,
+    entries: Mapping[str, Choice],
+    shares: Iterable[float],
     seeds: int,
     on_done: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Scores by entry, by setting and by sequence name, `combined` being the sum of sequences.
 
-    Settings: `all_frames`; `hidden_through`: a `share` of frames hidden, scored in all frames, and
-    `hidden_seen`: scored in the seen ones only. These add up `seeds` draws, 0, 1, 2 ..., and
-    `combined` has the HOTA of each of them, too.
+    Settings: `all_frames`, and for each of `shares`, as 0.2, `hidden_0.2_through`: with so many
+    frames hidden, scored in all frames, and `hidden_0.2_seen`: scored in the seen ones only. These
+    add up `seeds` draws, 0, 1, 2 ..., and `combined` has the HOTA of each of them, too.
     """
     sequences = list(sequences)
     result = {}
-    for name, entry in entries.items():
-        by_draw: dict[str, list[list[MotScores]]] = {
-            "all_frames": [[score(follow(entry, s, np.zeros(len(s), bool))) for s in sequences]],
-            "hidden_through": [],
-            "hidden_seen": [],
-        }
-        for seed in range(seeds):
-            hidden = [hidden_frames(len(s), share, seed) for s in sequences]
-            found = [follow(entry, s, h) for s, h in zip(sequences, hidden, strict=True)]
-            by_draw["hidden_through"].append([score(f) for f in found])
-            seen = [f.select(~h) for f, h in zip(found, hidden, strict=True)]
-            by_draw["hidden_seen"].append([score(f) for f in seen])
-        result[name] = {setting: _summary(sequences, draws) for setting, draws in by_draw.items()}
+    for name, choice in entries.items():
+        chosen = [choice(sequence) for sequence in sequences]
+        pairs = list(zip(chosen, sequences, strict=True))
+        whole = [score(follow(e, s, np.zeros(len(s), bool))) for e, s in pairs]
+        result[name] = {"all_frames": _summary(sequences, [whole])}
+        for share in shares:
+            through, seen = [], []
+            for seed in range(seeds):
+                hidden = [hidden_frames(len(s), share, seed) for s in sequences]
+                found = [follow(e, s, h) for (e, s), h in zip(pairs, hidden, strict=True)]
+                through.append([score(f) for f in found])
+                seen.append([score(f.select(~h)) for f, h in zip(found, hidden, strict=True)])
+            result[name] |= {
+                f"hidden_{share:g}_through": _summary(sequences, through),
+                f"hidden_{share:g}_seen": _summary(sequences, seen),
+            }
         on_done()
     return result
 

@@ -4,7 +4,7 @@ seqinfo.ini), with all frames and with some of them hidden: this package's track
 and ByteTrack-like ones.
 
 `oc-perception benchmark mot TUD-Stadtmitte.tar:90-179 PETS09-S2L1_frames_0001-0060.tar
---json docs/results/mot_tracking.json`
+MOT16-11_frames_0001-0040.tar --moving MOT16-11 --json docs/results/mot_tracking.json`
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 
 from oc_perception.cli import UserError
 from oc_perception.commands import scoring
-from oc_perception.configuration import ConfigurationError, from_mapping, read_yaml
+from oc_perception.configuration import from_mapping, read_yaml
 from oc_perception.evaluation.mot_benchmark import (
     BASELINES,
+    Choice,
     DetectedSequence,
     Entry,
     SequenceError,
@@ -35,14 +36,9 @@ from oc_perception.resources import share_directory
 from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.tracker import Tracker
 
-_CONFIG = share_directory() / "config" / "tracking_by_detection.yaml"
+_CONFIGS = share_directory() / "config"
 _OWN = "tracker"
 _SCORES = ("hota", "idf1", "mota")
-_SETTINGS = {
-    "all_frames": "all frames",
-    "hidden_through": "frames hidden",
-    "hidden_seen": "frames hidden, only the others scored",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,13 +51,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or tar, perhaps only these of its frames, counted from 1",
     )
     parser.add_argument(
-        "--config", type=Path, default=_CONFIG, metavar="FILE", help=f"of the tracker {default}"
-    )
+        "--moving", nargs="+", default=[], metavar="NAME",
+        help="names of the sequences (in seqinfo.ini) whose camera moves",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", type=Path, default=_CONFIGS / "tracking_by_detection.yaml", metavar="FILE",
+        help=f"of the tracker {default}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--moving-config", type=Path, metavar="FILE",
+        default=_CONFIGS / "tracking_by_detection_moving.yaml",
+        help=f"what is different where the camera moves {default}",
+    )  # fmt: skip
     parser.add_argument(
         "--weights", default="", metavar="NAME",
         help="measure the tracker with the relational motion model of this checkpoint, too",
     )  # fmt: skip
-    parser.add_argument("--hidden", type=float, default=0.2, help=f"share of frames {default}")
+    parser.add_argument(
+        "--hidden", type=float, nargs="+", default=[0.2], metavar="SHARE",
+        help="of the frames (default: 0.2)",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=10, help=f"draws of hidden frames {default}")
     parser.add_argument(
         "--existence", type=float, default=0.5,
@@ -73,14 +82,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    if not 0 < arguments.hidden < 1:
-        raise UserError(f"--hidden is a share of frames above 0 and below 1, not"
-                        f" {arguments.hidden}.")  # fmt: skip
+    if not all(0 < share < 1 for share in arguments.hidden):
+        raise UserError("--hidden is a share of the frames: above 0 and below 1.")
     if arguments.seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {arguments.seeds}.")
     seeds = 1 if arguments.quick else arguments.seeds
-    sequences = [_read(text) for text in arguments.sequences]
+    sequences = [_read(text, arguments.moving) for text in arguments.sequences]
     names = [sequence.name for sequence in sequences]
+    if unknown := set(arguments.moving) - set(names):
+        raise UserError(f"--moving {' '.join(unknown)}: there are {', '.join(names)}.")
     if len(set(names)) < len(names):
         raise UserError(f"Sequences must have different names, not {', '.join(names)}.")
     entries = _own(arguments) | BASELINES
@@ -94,7 +104,12 @@ def run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(before)
     report = {
         "sequences": {
-            given: {"name": sequence.name, "frames": len(sequence), "rate_hz": sequence.rate_hz}
+            given: {
+                "name": sequence.name,
+                "frames": len(sequence),
+                "rate_hz": sequence.rate_hz,
+                "moving": sequence.moving,
+            }
             for given, sequence in zip(arguments.sequences, sequences, strict=True)
         },
         "hidden": arguments.hidden,
@@ -112,13 +127,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(text: str) -> DetectedSequence:
+def _read(text: str, moving: list[str]) -> DetectedSequence:
     """A sequence or a part of it, as named on the command line."""
     cut = re.fullmatch(r"(.+):(\d+)-(\d+)", text)
     try:
         sequence = read_sequence(cut[1] if cut else text)
     except (SequenceError, MotFileError, OSError) as error:
         raise UserError(str(error)) from error
+    sequence = dataclasses.replace(sequence, moving=sequence.name in moving)
     if not cut:
         return sequence
     first, last = int(cut[2]), int(cut[3])
@@ -127,36 +143,50 @@ def _read(text: str) -> DetectedSequence:
     return sequence.part(first - 1, last)
 
 
-def _own(arguments: argparse.Namespace) -> dict[str, Entry]:
-    """The tracker of the configuration file, and the same with the relational motion model."""
+def _own(arguments: argparse.Namespace) -> dict[str, Choice]:
+    """The tracker of the configuration files, and the same with the relational motion model."""
+    values = _parameters(arguments.config)
+    names = {_OWN: {}}
+    if arguments.weights:
+        learned = {"motion_model": "relational", "motion_weights": arguments.weights}
+        names |= {f"{_OWN}, {arguments.weights}": learned}
+    still = {name: _entry(arguments, values | motion) for name, motion in names.items()}
+    values |= _parameters(arguments.moving_config)
+    moving = {name: _entry(arguments, values | motion) for name, motion in names.items()}
+
+    def chosen(name: str) -> Choice:
+        return lambda sequence: (moving if sequence.moving else still)[name]
+
+    return {name: chosen(name) for name in names}
+
+
+def _parameters(file: Path) -> dict[str, Any]:
+    """Those of the tracking node in a parameter file."""
     try:
-        values = read_yaml(arguments.config)["/**/tracking_node"]["ros__parameters"]
-        # Trajectories are not scored.
-        config = from_mapping(TrackerConfig, values | {"horizon_s": 0.0})
-        trackers = {_OWN: Tracker(config)}
-        if arguments.weights:
-            learned = dataclasses.replace(
-                config, motion_model="relational", motion_weights=arguments.weights
-            )
-            trackers |= {f"{_OWN}, {arguments.weights}": Tracker(learned)}
-    except (ConfigurationError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{arguments.config} cannot be used: {error}") from error
-    return {
-        name: Entry(lambda sequence, tracker=tracker: tracker, config.max_coast_s, existence)
-        for name, tracker in trackers.items()
-        for existence in [arguments.existence]
-    }
+        return read_yaml(file)["/**/tracking_node"]["ros__parameters"]
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{file} has no parameters for /**/tracking_node: {error}") from error
 
 
-def _leads(trackers: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """By setting and score, how far the tracker is ahead of the best baseline, combined."""
+def _entry(arguments: argparse.Namespace, values: dict[str, Any]) -> Entry:
+    # Trajectories are not scored.
+    config = from_mapping(TrackerConfig, values | {"horizon_s": 0.0})
+    return Entry(Tracker(config), config.max_coast_s, arguments.existence)
+
+
+def _leads(trackers: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """By setting, baseline and score, how far the tracker is ahead, combined."""
+    own = trackers[_OWN]
     return {
         setting: {
-            name: trackers[_OWN][setting]["combined"][name]
-            - max(trackers[baseline][setting]["combined"][name] for baseline in BASELINES)
-            for name in _SCORES
+            baseline: {
+                name: own[setting]["combined"][name]
+                - trackers[baseline][setting]["combined"][name]
+                for name in _SCORES
+            }
+            for baseline in BASELINES
         }
-        for setting in _SETTINGS
+        for setting in own
     }
 
 
@@ -165,8 +195,8 @@ def table(report: dict[str, Any]) -> str:
     names = [sequence["name"] for sequence in report["sequences"].values()] + ["combined"]
     heading = "".join(f"{name:>21}" for name in names)
     lines = []
-    for setting, title in _SETTINGS.items():
-        lines.append(f"{title:<44}{heading}")
+    for setting in report["lead"]:
+        lines.append(f"{setting.replace('_', ' '):<44}{heading}")
         for tracker, scores in report["trackers"].items():
             cells = (
                 " / ".join(f"{100 * scores[setting][n][key]:.1f}" for key in _SCORES)
@@ -174,7 +204,7 @@ def table(report: dict[str, Any]) -> str:
             )
             lines.append(f"  {tracker:<42}" + "".join(f"{cell:>21}" for cell in cells))
     lines.append(
-        f"HOTA / IDF1 / MOTA, %; {100 * report['hidden']:g} % of frames hidden,"
-        f" {report['seeds']} draws, {report['seconds']:.0f} s, {report['machine']}"
+        f"HOTA / IDF1 / MOTA, %; {report['seeds']} draws of hidden frames,"
+        f" {report['seconds']:.0f} s, {report['machine']}"
     )
     return "\n".join(lines)
