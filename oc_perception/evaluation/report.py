@@ -32,7 +32,7 @@ from oc_perception.evaluation.report_figures import (
     key_figures,
     key_schedule,
 )
-from oc_perception.evaluation.report_statistics import MEASURES, RESAMPLES
+from oc_perception.evaluation.report_statistics import LEAST_DRAWN, MEASURES, RESAMPLES
 from oc_perception.evaluation.report_strips import Strips, worst
 from oc_perception.evaluation.report_text import (
     duration,
@@ -164,12 +164,15 @@ def _charts(run: Run, test: SelfTest) -> list[dict[str, Any]]:
 
 
 def _interval_note(run: Run) -> str:
-    drawn = "blackouts of this bag" if len(run.bags) == 1 else "bags, and blackouts within them,"
-    return (
-        f"Intervals (95 %) come from redrawing the {drawn} {RESAMPLES} times: "
-        "how far the numbers would move with other blackouts"
-        + (" of the same recording." if len(run.bags) == 1 else " in recordings like these.")
+    count = len(run.bags)
+    drawn, where = "bags, and blackouts within them,", "in recordings like these"
+    if count == 1:
+        drawn, where = "blackouts of this bag", "of the same recording"
+    note = (
+        f"Intervals (95 %) come from redrawing the {drawn} {RESAMPLES} times: how far the numbers "
+        f"would move with other blackouts {where}."
     )
+    return note + (f" From {count} bags they are rough." if 1 < count < LEAST_DRAWN else "")
 
 
 def _timing(bag: BagRun) -> dict[str, Any]:
