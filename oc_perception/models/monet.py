@@ -199,8 +199,8 @@ class Monet(nn.Module):
             self.background = StaticBackground(config.frame_size, config.object_size)
 
     def attend(self, frames: Tensor, num_slots: int | None = None) -> Tensor:
-        """Log masks `(B, K, H, W)` by stick-breaking; the last mask is the remaining scope (eq. 2),
-        and the first one where that is the static background's.
+        """Log masks `(B, K, H, W)` by stick-breaking; the last mask is the remaining scope (eq.
+        2), or the first one, that of a static background.
         """
         return self._attend(frames, self._behind(frames), num_slots)
 
