@@ -104,8 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(before)
     report = {
         "sequences": {
-            given: {
-                "name": sequence.name,
+            sequence.name: {
+                "file": Path(given).name,
                 "frames": len(sequence),
                 "rate_hz": sequence.rate_hz,
                 "moving": sequence.moving,
@@ -192,7 +192,7 @@ def _leads(trackers: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
 
 def table(report: dict[str, Any]) -> str:
     """The report for people: a block per setting, HOTA / IDF1 / MOTA in percent."""
-    names = [sequence["name"] for sequence in report["sequences"].values()] + ["combined"]
+    names = [*report["sequences"], "combined"]
     heading = "".join(f"{name:>21}" for name in names)
     lines = []
     for setting in report["lead"]:
