@@ -112,6 +112,7 @@ def _draw(sequence: Sequence, finder: ModelFinder, path: str) -> None:
         if number in wanted and isinstance(frame.image, np.ndarray) and frame.boxes is not None
     ]
     strip = film_strip([f.image for f in shown], [f.boxes.boxes for f in shown], finder)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    is_jpeg = Path(path).suffix.lower() in (".jpg", ".jpeg")
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if is_jpeg else []
     if not cv2.imwrite(path, cv2.cvtColor(strip, cv2.COLOR_RGB2BGR), quality):
         raise UserError(f"Cannot write {path}: give a .jpg or .png in a folder that exists.")
