@@ -9,9 +9,9 @@ network answers from its speed, its doubt, its memory and what it heard from the
 pair a network looks at where the other is and how it moves, as seen in the object's heading, where
 and when they will be closest if both go on, and at both memories; it answers with a message and a
 gate (the attention weight), which fades at `reach`. Messages are summed. The observation update is
-Kalman's; innovations feed the memory, by which the filter learns how much to trust positions that
-are noisy in one recording and smooth in another. All is equivariant to rotation, and to the order
-of objects.
+Kalman's; innovations feed the memory, which tells how far to trust positions that are noisy in
+one recording and smooth in another. All is equivariant to the order of objects, and
+to rotation, but for an object at rest, whose heading is anywhere.
 
 Means learn from the distance to the truth while blind, which is what forecasts are scored by;
 variances from the likelihood. `relations=False` leaves messages out; all else is the same.
@@ -52,7 +52,7 @@ class PedestriansConfig:
 
     `message` numbers are heard from others that are nearer than `reach`; encounters are foreseen
     for `horizon` ticks of `tick_s`. An object starts at rest, give or take `initial_speed` sizes
-    per tick. Positions are believed to be off by `noise`.
+    per tick. Positions are off by `noise`, until the memory tells better.
 
     Training: `num_frames` frames of which `seen_frames` are seen, with noise of up to
     `added_noise`, other in each sequence and none in half of them; `likelihood_weight` is that of
@@ -85,8 +85,8 @@ class PedestriansConfig:
                 "reach, horizon, tick_s, initial_speed and noise must be positive, added_noise and"
                 " likelihood_weight at least 0"
             )
-        if not 2 <= self.seen_frames < self.num_frames:
-            raise ValueError("seen_frames must be at least 2 and below num_frames")
+        if not 3 <= self.seen_frames < self.num_frames:
+            raise ValueError("seen_frames must be at least 3 and below num_frames")
 
 
 class Pedestrians(nn.Module):
@@ -111,6 +111,9 @@ class Pedestrians(nn.Module):
         heard = config.message if config.relations else 0
         self.alone = _network(5 + character + heard, hidden, 4)
         self.remember = nn.GRUCell(7, config.memory)
+        self.doubt = nn.Linear(config.memory, 1)
+        nn.init.zeros_(self.doubt.weight)
+        nn.init.zeros_(self.doubt.bias)
         self.register_buffer("_identity", torch.eye(4), persistent=False)
         flight = torch.diag(torch.ones(2), 2)  # position gains velocity
         self.register_buffer("_flight", flight, persistent=False)
@@ -211,8 +214,9 @@ class Pedestrians(nn.Module):
         self, state: MotionState, detections: Tensor, noises: Tensor, seen: Tensor
     ) -> MotionState:
         """Condition on `detections` `(B, N, 2)` of covariance `noises` `(B, N, 2, 2)` where `seen`
-        `(B, N)`.
+        `(B, N)`; how many times `noises` are believed to be larger, the memory tells.
         """
+        noises = noises * (4 * self.doubt(state.memories)).clamp(-2, 7).exp()[..., None]
         means, covariances, mask = state.means, state.covariances, seen[..., None]
         innovation = torch.where(mask, detections - means[..., :2], 0.0)
         expected = covariances[..., :2, :2] + noises
