@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--video-rate",
         type=float,
-        default=10.0,
+        default=5.0,
         metavar="HZ",
         help="pictures per second in the film; 0: no film and no contact sheet (default: "
         "%(default)s)",

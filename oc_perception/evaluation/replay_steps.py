@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from oc_perception.bags.sequence import Frame, Sequence
-from oc_perception.evaluation.replay_threads import ahead
 from oc_perception.evaluation.replay_timing import Stopwatch
 from oc_perception.images import MalformedImage
 from oc_perception.pipeline import Perception, PerceptionOutput, PerceptionState
@@ -79,7 +78,7 @@ def steps(
     )
     state = perception.initial_state(session_of(sequence))
     last_ns, tracks_left = 0, False
-    for frame in ahead(watch.each("read", sequence.frames(-math.inf))):  # clocks jump
+    for frame in watch.each("read", sequence.frames(-math.inf)):  # clocks jump
         counts.frames += 1
         on_frame()
         try:

@@ -40,7 +40,7 @@ class ReplayJob:
     threads: int = 1
     self_test: bool = True
     baselines: bool = True
-    video_hz: float = 10.0
+    video_hz: float = 5.0
 
     def configuration(self) -> dict[str, Any]:
         """What the result depends on besides the recording and its truth, as plain values."""

@@ -5,7 +5,6 @@ told without harm to the others.
 
 import json
 import shutil
-import threading
 import tracemalloc
 from dataclasses import replace
 
@@ -23,7 +22,6 @@ from oc_perception.evaluation.replay_files import Files
 from oc_perception.evaluation.replay_scores import SERIES_POINTS, Series, TrackingScores
 from oc_perception.evaluation.replay_steps import Step
 from oc_perception.evaluation.replay_store import ReplayJob
-from oc_perception.evaluation.replay_threads import Behind, ahead
 from oc_perception.evaluation.replay_timing import Stopwatch
 from oc_perception.models.registry import create_model, save_checkpoint
 from oc_perception.types import Segmentation, SensorState
@@ -308,32 +306,3 @@ def test_what_is_kept_of_a_replay_does_not_grow_with_it(tmp_path):
     bytes_per_step = (held[1] - held[0]) / 500
     # 50 MB in the 106200 frames by which an hour at 30 Hz is longer than a minute
     assert bytes_per_step < 50e6 / 106_200, f"{bytes_per_step:.0f} bytes per step"
-
-
-def test_items_are_made_ahead_in_order_and_their_errors_come_in_their_place():
-    def items():
-        yield from range(10)
-        raise KeyError("the end")
-
-    found = []
-    with pytest.raises(KeyError, match="the end"):
-        for item in ahead(items()):
-            found.append(item)
-    assert found == list(range(10))
-    before = threading.active_count()
-    endless = ahead(iter(int, 1))
-    assert next(endless) == 0
-    endless.close()
-    assert threading.active_count() == before, "given up, its thread ends"
-
-
-def test_tasks_behind_run_in_order_and_raise():
-    done = []
-    with Behind(2) as behind:
-        for number in range(20):
-            behind.add(done.append, number)
-    assert done == list(range(20))
-    with pytest.raises(ZeroDivisionError), Behind(2) as behind:
-        behind.add(lambda: 1 // 0)
-    with pytest.raises(KeyError), Behind(2) as behind:  # the block's own error counts
-        raise KeyError
