@@ -23,7 +23,7 @@ SIDE = 16.0  # px, of all discs
 class Follower:
     """Follows white discs on black as MOHART would, were it perfect; straight on while blind."""
 
-    frame_size, look_size = (48, 64), 0
+    frame_size, kept_size = (48, 64), 0
     config = SimpleNamespace(horizon=0, relations="none", size=2)
 
     def __init__(self) -> None:
@@ -61,8 +61,10 @@ class Follower:
         return (weights[..., None] * place).sum((1, 2)) / weight
 
 
-def untrained(directory: Path, **changes: object) -> str:
-    """The checkpoint of a small MOHART with random weights, in which objects hear one another."""
+def untrained(directory: Path, name: str = "mohart", **changes: object) -> str:
+    """The checkpoint of a small MOHART, or one of its kin, with random weights, in which objects
+    hear one another.
+    """
     torch.manual_seed(0)
     config = {
         "frame_size": (48, 64),
@@ -73,7 +75,7 @@ def untrained(directory: Path, **changes: object) -> str:
         "kernel_size": 3,
         "size": 16,
     }
-    model = create_model("mohart", **config | changes)
+    model = create_model(name, **config | changes)
     for parameter in model.core.parameters():  # its read-outs start at almost nothing
         torch.nn.init.normal_(parameter, std=0.1)
     save_checkpoint(model, directory)

@@ -19,14 +19,14 @@ Boxes and windows `(B, M, 4)` are centre x, y, width, height in image widths.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from oc_perception.configuration import from_mapping
-from oc_perception.models.boxes import area, change, corrected, intersection, mismatch
+from oc_perception.models.boxes import area, corrected, intersection, mismatch
 from oc_perception.models.clips import (
     draw_blackouts,
     score_blackouts,
@@ -38,16 +38,12 @@ from oc_perception.models.eyes import Eyes
 from oc_perception.models.glimpse import glimpse
 from oc_perception.models.registry import register_model
 from oc_perception.models.relations import RELATIONS, Core, Memory, code
-from oc_perception.types import Clip, Motion
+from oc_perception.types import Clip
 
 _MAX_ROOM = 0.5  # a window is at most this much larger than its box
 _MARGIN = 0.25  # how far outside of the view objects are followed, in image widths
 _LOSSES = ("tracking", "window", "presence", "auxiliary")
 _TAUGHT_NOISE = (0.25, 0.25, 0.05, 0.05)  # in box sizes
-_GAINS = (0.0, 0.0, -2.0, -2.0, -1.5, -1.5)  # logits at first: of place, size and velocity
-_INERT_SHARE = 0.1  # of what memory may add to inert motion
-_INERT_ROOM = 0.6  # in roots of a box's area
-_GLANCES = slice(2, None, 3)  # frames in which eyes learn alone: neighbours are much alike
 _LOG_WEIGHT = 2.5  # at most, so that no loss is switched off, nor takes over once it is solved
 
 
@@ -61,10 +57,6 @@ class MohartConfig:
     `blackout_rate` of the sequences have blackouts, and first boxes are off by `box_jitter` of
     their size. In the first share `taught` of training, windows are laid around true boxes in all
     frames: trackers that cannot see yet lose their objects, and learn nothing then.
-
-    `inertia`: objects are expected to move on as they did, and what was found only pulls at where
-    and how fast they go, as in a filter of constant velocity whose gains are read from memory. For
-    recordings too few to learn from that bodies are inert.
     """
 
     frame_size: tuple[int, int] = (64, 64)
@@ -82,7 +74,6 @@ class MohartConfig:
     blackout_rate: float = 0.0
     box_jitter: float = 0.05
     taught: float = 0.3
-    inertia: bool = False
 
     def __post_init__(self) -> None:
         if self.relations not in RELATIONS:
@@ -95,8 +86,8 @@ class MohartConfig:
 
 class MohartState(NamedTuple):
     """`expected`: the boxes to come, inside of `windows`; `boxes`: where objects were found last;
-    `present` `(B, M)` bool: which of the M rows are in use; `looks` `(B, M, L)`, with `inertia`:
-    how each looked in the first glimpse, zeros before it.
+    `present` `(B, M)` bool: which of the M rows are in use; `kept` `(B, M, K)`, what
+    `inert_mohart` keeps besides, zeros in new rows.
     """
 
     expected: Tensor
@@ -104,7 +95,7 @@ class MohartState(NamedTuple):
     boxes: Tensor
     memory: Memory
     present: Tensor
-    looks: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class Trace(NamedTuple):
@@ -127,6 +118,7 @@ class Mohart(nn.Module):
     """Tracks any number of objects at once; all are treated alike."""
 
     task: ClassVar[str] = "tracking"
+    kept_size: ClassVar[int] = 0
 
     def __init__(self, config: MohartConfig) -> None:
         super().__init__()
@@ -138,23 +130,16 @@ class Mohart(nn.Module):
             config.kernel_size,
             config.size,
             4 + config.num_features,
-            config.inertia,
         )
         self.core = Core(
-            6 + config.num_features + 4 * config.inertia,
+            6 + config.num_features,
             config.size,
             config.relations,
             config.heads,
             config.max_objects,
             config.memory_feedback,
-            len(_GAINS) * config.inertia,
         )
         self.log_weights = nn.Parameter(torch.zeros(len(_LOSSES)))
-
-    @property
-    def look_size(self) -> int:
-        """Numbers that tell how an object looked first; 0 without `inertia`."""
-        return self.eyes.look_size
 
     def initial_state(self, boxes: Tensor, present: Tensor) -> MohartState:
         """Before the first frame: `boxes` `(B, M, 4)` are where objects will be seen there, rows
@@ -162,10 +147,7 @@ class Mohart(nn.Module):
         """
         boxes = torch.where(present[..., None], boxes, 0.5)
         memory = self.core.initial_memory(*present.shape)
-        looks = None
-        if self.config.inertia:
-            looks = boxes.new_zeros(*present.shape, self.look_size)
-        return MohartState(boxes, self._around(boxes), boxes, memory, present, looks)
+        return MohartState(boxes, _widened(boxes, 1 + _MAX_ROOM), boxes, memory, present)
 
     def start(self, state: MohartState, boxes: Tensor, rows: Tensor) -> MohartState:
         """`state` in which the `rows` `(B, M)` begin anew, as objects that will be seen at
@@ -178,8 +160,8 @@ class Mohart(nn.Module):
 
         places = (chosen(*pair) for pair in zip(fresh[:3], state[:3], strict=True))
         memory = Memory(*(chosen(*pair) for pair in zip(fresh.memory, state.memory, strict=True)))
-        looks = None if fresh.looks is None else chosen(fresh.looks, state.looks)
-        return MohartState(*places, memory, rows | state.present, looks)
+        kept = None if state.kept is None else chosen(fresh.kept, state.kept)
+        return MohartState(*places, memory, fresh.present | state.present, kept)
 
     def step(self, state: MohartState, frame: Tensor | None) -> tuple[MohartState, Tensor, Tensor]:
         """What `frame` `(B, 3, H, W)`, in [0, 1], tells: boxes `(B, M, 4)` for `horizon` frames
@@ -192,7 +174,7 @@ class Mohart(nn.Module):
     def _step(self, state: MohartState, frame: Tensor | None) -> tuple[MohartState, Trace]:
         """`Trace` of this one step."""
         glimpses = self._glimpses(frame, state.windows)
-        features, found, looks = self._look(glimpses, state.looks)
+        features, found = self._look(glimpses)
         trace, memory = self._read(
             *(x.unsqueeze(1) for x in (state.expected, state.windows, features, found)),
             state.boxes,
@@ -201,7 +183,7 @@ class Mohart(nn.Module):
         )
         boxes, following = trace.boxes[:, 0], trace.following[:, 0]
         windows = trace.following_windows[:, 0]
-        return MohartState(following, windows, boxes, memory, state.present, looks), trace
+        return MohartState(following, windows, boxes, memory, state.present), trace
 
     def _glimpses(self, frames: Tensor | None, windows: Tensor) -> Tensor:
         """`(B, M, 3, h, w)`, black without frames."""
@@ -210,21 +192,10 @@ class Mohart(nn.Module):
             return windows.new_zeros(*windows.shape[:2], 3, *size)
         return glimpse(frames, windows, size)
 
-    def _look(self, glimpses: Tensor, looks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Features `(B, M, D)`, what they say `(B, M, 4 + F)`, and `looks` `(B, M, L)`, if any."""
-        batch = glimpses.shape[:2]
-        seen = self.eyes(glimpses.flatten(0, 1), None if looks is None else looks.flatten(0, 1))
-        features, found, looks = (None if x is None else x.unflatten(0, batch) for x in seen)
-        return features, found, looks
-
-    def _around(self, boxes: Tensor, room: Tensor | float = 1.0) -> Tensor:
-        """Windows with a share `room` `(B, M)` of what may be around `boxes`. With `inertia` they
-        have the same margin on all sides, for the narrow ones sway the most.
-        """
-        if not self.config.inertia:
-            return _widened(boxes, 1 + _MAX_ROOM * room)
-        margin = _INERT_ROOM * area(boxes).sqrt()[..., None]
-        return torch.cat([boxes[..., :2], (boxes[..., 2:] + margin).clamp(0.01, 2)], -1)
+    def _look(self, glimpses: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(B, M, D)` and what they say `(B, M, 4 + F)`."""
+        features, found = self.eyes(glimpses.flatten(0, 1))
+        return features.unflatten(0, glimpses.shape[:2]), found.unflatten(0, glimpses.shape[:2])
 
     def _read(
         self,
@@ -238,46 +209,24 @@ class Mohart(nn.Module):
     ) -> tuple[Trace, Memory]:
         """From what was found in frames `(B, T, M, ...)`, after `last` boxes `(B, M, 4)`."""
         with torch.autocast(features.device.type, enabled=False):
-            expectation, share, said = expected, 1.0, found
-            if self.config.inertia:
-                # Eyes learn to measure, from what they are told of places alone, and memory how
-                # much that is worth: what was seen stays where it was, whatever was expected.
-                expectation, share = expected.detach(), _INERT_SHARE
-                features, found = features.detach(), found.detach()
-            boxes = self._bounded(corrected(expectation, found[..., :4]))
+            boxes = self._bounded(corrected(expected, found[..., :4]))
             before = torch.cat([last.unsqueeze(1), boxes[:, :-1]], 1)
             inputs = code(boxes, boxes[..., :2] - before[..., :2])
-            inputs = torch.cat([inputs, found[..., 0 if self.config.inertia else 4 :]], -1)
+            inputs = torch.cat([inputs, found[..., 4:]], -1)
             read, memory = self.core(inputs, features, present, memory)
-            onward = boxes
-            if self.config.inertia:
-                boxes, onward = self._filtered(expected, boxes, last.unsqueeze(1), read.gains)
-            following = self._bounded(corrected(onward, share * read.step))
+            following = self._bounded(corrected(boxes, read.step))
             trace = Trace(
                 expected,
                 windows,
-                said,
+                found,
                 boxes,
-                corrected(boxes, share * read.box),
+                corrected(boxes, read.box),
                 following,
-                self._around(following, (read.room + 2).sigmoid()),
+                _widened(following, 1 + _MAX_ROOM * (read.room + 2).sigmoid()),
                 read.presence,
                 read.velocity,
             )
         return trace, memory
-
-    def _filtered(
-        self, expected: Tensor, seen: Tensor, last: Tensor, gains: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Boxes between those `expected` after the `last` ones and those `seen`, and where they
-        are in the next frame if they go on so.
-        """
-        gains = (gains + gains.new_tensor(_GAINS)).sigmoid()
-        news = change(expected, seen)
-        boxes = self._bounded(corrected(expected, gains[..., :4] * news))
-        way = expected[..., :2] - last[..., :2]
-        way = way + gains[..., 4:] * news[..., :2] * expected[..., 2:]
-        return boxes, torch.cat([boxes[..., :2] + way, boxes[..., 2:]], -1)
 
     def _bounded(self, boxes: Tensor) -> Tensor:
         """Boxes near the view, so that a tracker that has lost its object does not run away."""
@@ -295,40 +244,19 @@ class Mohart(nn.Module):
         for frame in images.unbind(1):
             state, trace = self._step(state, frame)
             traces.append(trace)
-            state = state._replace(windows=state.windows.detach())
-            if not self.config.inertia:
-                expected, boxes = state.expected.detach(), state.boxes.detach()
-                state = state._replace(expected=expected, boxes=boxes)
+            expected, windows, boxes = (x.detach() for x in state[:3])
+            state = state._replace(expected=expected, windows=windows, boxes=boxes)
         return Trace(*(torch.cat(parts, 1) for parts in zip(*traces, strict=True)))
 
     def _follow_taught(self, images: Tensor, expected: Tensor, present: Tensor) -> Trace:
         """The same with `expected` boxes `(B, T, M, 4)` given for all frames, at once."""
-        windows = self._around(expected)
-        glimpses = self._glimpses(images.flatten(0, 1), windows.flatten(0, 1))
-        seen = self._look(glimpses, None)[:2]
-        features, found = (x.unflatten(0, images.shape[:2]) for x in seen)
+        batch, times = images.shape[:2]
+        windows = _widened(expected, 1 + _MAX_ROOM)
+        looked = self._look(self._glimpses(images.flatten(0, 1), windows.flatten(0, 1)))
+        features, found = (x.unflatten(0, (batch, times)) for x in looked)
         memory = self.core.initial_memory(*present.shape)
-        present = present.unsqueeze(1).expand(-1, images.shape[1], -1)
+        present = present.unsqueeze(1).expand(-1, times, -1)
         return self._read(expected, windows, features, found, expected[:, 0], present, memory)[0]
-
-    def _learn_to_look(self, clip: Clip, boxes: Tensor, generator: torch.Generator) -> Tensor:
-        """How wrong the eyes are about objects near where they look, which they know from the
-        first frame.
-        """
-        noise = torch.randn(boxes.shape, generator=generator, device=boxes.device)
-        first = corrected(boxes[:, 0], self.config.box_jitter * noise[:, 0])
-        looks = self._look(self._glimpses(clip.images[:, 0], self._around(first)), None)[2]
-        images, truth = clip.images[:, _GLANCES], boxes[:, _GLANCES]
-        spread = 2 * torch.rand(truth.shape[:-1], generator=generator, device=boxes.device)
-        noise = noise[:, _GLANCES] * noise.new_tensor(_TAUGHT_NOISE)
-        expected = corrected(truth, spread[..., None] * noise)
-        windows = self._around(expected)
-        glimpses = self._glimpses(images.flatten(0, 1), windows.flatten(0, 1))
-        looks = looks[:, None].expand(*truth.shape[:-1], -1).flatten(0, 1)
-        found = self._look(glimpses, looks)[1].view(*truth.shape[:-1], -1)
-        there = clip.motion.visible[:, _GLANCES] & clip.motion.visible[:, :1]
-        error = _differs(found, change(expected, truth))
-        return _mean(error, there & _in_sight(windows, truth))
 
     def loss(
         self, clip: Clip, generator: torch.Generator, progress: float = 1.0
@@ -340,16 +268,13 @@ class Mohart(nn.Module):
         motion, config = clip.motion, self.config
         boxes = true_boxes(motion)
         device = boxes.device
-        if config.inertia and progress < config.taught:
-            # There is no memory to teach: what objects do, they do anyway.
-            error = self._learn_to_look(clip, boxes, generator)
-            return {"loss": error, "auxiliary": error}
         black = draw_blackouts(*boxes.shape[:2], config.blackout_rate, generator, device)
         noise = torch.randn(boxes.shape, generator=generator, device=device)
         if progress < config.taught:
             black, nearby = torch.zeros_like(black), noise * noise.new_tensor(_TAUGHT_NOISE)
-            nearby = corrected(boxes, nearby)
-            trace = self._follow_taught(clip.images, nearby, motion.present[:, 0])
+            trace = self._follow_taught(
+                clip.images, corrected(boxes, nearby), motion.present[:, 0]
+            )
         else:
             images = clip.images * ~black[..., None, None, None]
             first = corrected(boxes[:, 0], config.box_jitter * noise[:, 0])
@@ -383,19 +308,23 @@ class Mohart(nn.Module):
         window = _mean(window[:, 1:], there[:, 2:])
         return tracking, window, presence, self._auxiliary(trace, motion, boxes, black)
 
-    def _auxiliary(self, trace: Trace, motion: Motion, boxes: Tensor, black: Tensor) -> Tensor:
+    def _auxiliary(self, trace: Trace, motion: Any, boxes: Tensor, black: Tensor) -> Tensor:
         """How far what was found differs from the truth, where there was something to see in the
         window; nothing must be found in black frames.
         """
+        expected = trace.expected.detach()
+        offset = (boxes[..., :2] - expected[..., :2]) / expected[..., 2:]
+        scale = (boxes[..., 2:] / expected[..., 2:]).log()
         blind = black[..., None]
-        moving = motion.present & motion.present[:, :1]
-        seen = motion.visible & _in_sight(trace.windows, boxes) & ~blind
-        truth = change(trace.expected.detach(), boxes) * seen[..., None]
-        error = _differs(trace.found, truth)
+        covered = intersection(trace.windows, boxes) > 0.25 * area(boxes)
+        seen = motion.visible & covered & ~blind
+        truth = torch.cat([offset, scale], -1) * seen[..., None]
+        error = functional.smooth_l1_loss(trace.found[..., :4], truth, reduction="none", beta=0.1)
         look = (trace.found[..., 4:] - motion.features[..., : self.config.num_features]).square()
         speed = motion.velocities * motion.dt_s / boxes[..., 2:] - trace.velocity
+        moving = motion.present & motion.present[:, :1]
         return (
-            _mean(error, (seen | blind) & moving)
+            _mean(error.sum(-1), (seen | blind) & moving)
             + 0.3 * _mean(look.sum(-1), seen & moving)
             + 0.3 * _mean(speed.abs().sum(-1)[:, 1:], moving[:, 1:])
         )
@@ -422,17 +351,6 @@ def _widened(boxes: Tensor, factor: Tensor | float) -> Tensor:
     if isinstance(factor, Tensor):
         factor = factor.unsqueeze(-1)
     return torch.cat([boxes[..., :2], (boxes[..., 2:] * factor).clamp(0.01, 2)], -1)
-
-
-def _in_sight(windows: Tensor, boxes: Tensor) -> Tensor:
-    """Whether a good part of `boxes` is in the windows."""
-    return intersection(windows, boxes) > 0.25 * area(boxes)
-
-
-def _differs(found: Tensor, truth: Tensor) -> Tensor:
-    """How far what eyes say of places and sizes is from the truth, `(...)`."""
-    error = functional.smooth_l1_loss(found[..., :4], truth, reduction="none", beta=0.1)
-    return error.sum(-1)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class MohartMotion:
 
     def __init__(self, config: TrackerConfig, model: Any) -> None:
         self.config, self.model = config, model
-        self._parts = (4, 4, 4, model.config.size, model.config.size, model.look_size)
+        self._parts = (4, 4, 4, model.config.size, model.config.size, model.kept_size)
         self.memory_size = 1 + sum(self._parts)
         self._origin: tuple[np.ndarray, tuple[int, int]] | None = None
         self._blind: list[tuple[MohartState, np.ndarray]] = []
@@ -181,10 +181,10 @@ class MohartMotion:
         boxes[:count, 2:] = belief.sizes / image_size[1]
         memories = torch.zeros(1, slots, self.memory_size - 1)
         memories[0, :count] = torch.from_numpy(belief.memories[:, 1:])
-        expected, windows, last, *memory, looks = memories.split(self._parts, -1)
+        expected, windows, last, *memory, kept = memories.split(self._parts, -1)
         known = windows[..., 2] > 0
-        looks = looks if self.model.look_size else None
-        state = MohartState(expected, windows, last, Memory(*memory), known, looks)
+        kept = kept if self.model.kept_size else None
+        state = MohartState(expected, windows, last, Memory(*memory), known, kept)
         state = self.model.start(state, torch.from_numpy(boxes).float()[None], ~known)
         return state._replace(present=torch.arange(slots)[None] < count), boxes
 
@@ -203,8 +203,8 @@ class MohartMotion:
 
     def _memories(self, state: MohartState, since_found_s: np.ndarray) -> np.ndarray:
         parts = [state.expected, state.windows, state.boxes, *state.memory]
-        if state.looks is not None:
-            parts.append(state.looks)
+        if state.kept is not None:
+            parts.append(state.kept)
         rows = torch.cat(parts, -1)[0, : len(since_found_s)].double().numpy()
         return np.concatenate([since_found_s[:, None], rows], 1)
 

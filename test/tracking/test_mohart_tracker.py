@@ -42,7 +42,7 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def inert_weights(tmp_path_factory):
     directory = tmp_path_factory.mktemp("weights") / "inert"
-    return untrained(directory, inertia=True, glimpse_size=(16, 16))
+    return untrained(directory, "inert_mohart", num_features=0, glimpse_size=(16, 16))
 
 
 @pytest.fixture(params=["follower", "untrained", "inert"])
