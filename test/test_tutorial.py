@@ -27,8 +27,10 @@ SHORT_TRAINING = [
     *("--set", "training.batch_size=2"),
     *("--set", "training.evaluate_every=3"),
     *("--set", "training.evaluation_scenes=8"),
+    *("--set", "model_config.frame_size=[24,32]"),
+    *("--set", "model_config.num_slots=3"),
 ]
-"""What is added to the tutorial's training to end it after a few steps."""
+"""What is added to the tutorial's training: few steps of a small model."""
 
 
 def commands(block: str) -> list[list[str]]:
