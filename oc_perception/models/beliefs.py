@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,29 @@ class MotionState:
         a, b, d = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
         volume = (a * d - b * b).log()
         return 0.5 * (self.squared_distances(positions) + volume) + math.log(2 * math.pi)
+
+
+def corrected(
+    state: MotionState, detections: Tensor, noises: Tensor, seen: Tensor
+) -> tuple[MotionState, Tensor, Tensor]:
+    """`state` conditioned on `detections` `(B, N, 2)` of covariance `noises` `(B, N, 2, 2)` where
+    `seen` `(B, N)`, in Joseph form; the innovation `(B, N, 2)`, 0 where not seen, and the
+    covariance that was expected of it `(B, N, 2, 2)`.
+    """
+    means, covariances, mask = state.means, state.covariances, seen[..., None]
+    innovation = torch.where(mask, detections - means[..., :2], 0.0)
+    expected = covariances[..., :2, :2] + noises
+    gain = torch.where(mask[..., None], covariances[..., :2] @ inverse(expected), 0.0)
+    identity = torch.eye(4, dtype=means.dtype, device=means.device)
+    keep = identity - functional.pad(gain, (0, 2))
+    joseph = keep @ covariances @ keep.mT + gain @ noises @ gain.mT
+    state = replace(
+        state,
+        means=means + (gain @ innovation[..., None])[..., 0],
+        covariances=(joseph + joseph.mT) / 2,
+        ages_s=torch.where(seen, 0.0, state.ages_s),
+    )
+    return state, innovation, expected
 
 
 def inverse(matrix: Tensor) -> Tensor:

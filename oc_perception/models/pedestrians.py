@@ -23,7 +23,6 @@ Teach Us About Pedestrian Motion Prediction*, 2020 (what scene and history must 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,11 +30,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from oc_perception.configuration import from_mapping
-from oc_perception.models.beliefs import MotionState, inverse
+from oc_perception.models.beliefs import MotionState, corrected
 from oc_perception.models.registry import register_model
+from oc_perception.models.relational import answering_network
 from oc_perception.types import Motion
 
 _TINY = 1e-6
@@ -109,7 +108,7 @@ class Pedestrians(nn.Module):
                 nn.Linear(hidden, 1 + config.message),
             )
         heard = config.message if config.relations else 0
-        self.alone = _network(5 + character + heard, hidden, 4)
+        self.alone = answering_network(5 + character + heard, hidden, 4)
         self.remember = nn.GRUCell(7, config.memory)
         self.doubt = nn.Linear(config.memory, 1)
         nn.init.zeros_(self.doubt.weight)
@@ -217,32 +216,22 @@ class Pedestrians(nn.Module):
         `(B, N)`; how many times `noises` are believed to be larger, the memory tells.
         """
         noises = noises * (4 * self.doubt(state.memories)).clamp(-2, 7).exp()[..., None]
-        means, covariances, mask = state.means, state.covariances, seen[..., None]
-        innovation = torch.where(mask, detections - means[..., :2], 0.0)
-        expected = covariances[..., :2, :2] + noises
-        gain = torch.where(mask[..., None], covariances[..., :2] @ inverse(expected), 0.0)
-        keep = self._identity - functional.pad(gain, (0, 2))
-        joseph = keep @ covariances @ keep.mT + gain @ noises @ gain.mT
-
+        heading = _heading(state.means[..., 2:])
+        speed = state.means[..., 2:].norm(dim=-1, keepdim=True)
+        state, innovation, expected = corrected(state, detections, noises, seen)
         size = state.sizes.mean(-1, keepdim=True)
         doubt = expected.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) + _TINY**2
-        seen_ahead = (_heading(means[..., 2:]) @ innovation[..., None])[..., 0]
+        seen_ahead = (heading @ innovation[..., None])[..., 0]
         heard = [
             (seen_ahead / doubt.sqrt()).clamp(-5, 5),
             (10 * seen_ahead / size).clamp(-5, 5),
             (doubt / size**2).log() / 8,
-            means[..., 2:].norm(dim=-1, keepdim=True) * (self.config.tick_s / size),
+            speed * (self.config.tick_s / size),
             5 * (innovation.norm(dim=-1, keepdim=True) / size).clamp(max=2),
         ]
         heard = torch.cat(heard, -1).flatten(0, 1)
         memories = self.remember(heard, state.memories.flatten(0, 1)).view_as(state.memories)
-        return replace(
-            state,
-            means=means + (gain @ innovation[..., None])[..., 0],
-            covariances=(joseph + joseph.mT) / 2,
-            memories=torch.where(mask, memories, state.memories),
-            ages_s=torch.where(seen, 0.0, state.ages_s),
-        )
+        return replace(state, memories=torch.where(seen[..., None], memories, state.memories))
 
     def _listen(self, state: MotionState, heading: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """What each object hears from all others `(B, N, M)`, and its attention `(B, N, N)`."""
@@ -370,20 +359,6 @@ def _length(vectors: Tensor) -> Tensor:
 def _deviation(answer: Tensor) -> Tensor:
     """Standard deviation in sizes per tick: small at first, never above 1."""
     return (2 * answer - 4).clamp(max=0).exp()
-
-
-def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers and a last one; answers are small at first."""
-    widths = (inputs, hidden, hidden)
-    layers = [
-        module
-        for width, following in itertools.pairwise(widths)
-        for module in (nn.Linear(width, following), nn.ReLU())
-    ]
-    last = nn.Linear(hidden, outputs)
-    nn.init.normal_(last.weight, std=0.01)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, last)
 
 
 @register_model

@@ -31,10 +31,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from oc_perception.configuration import from_mapping
-from oc_perception.models.beliefs import MotionState, inverse
+from oc_perception.models.beliefs import MotionState, corrected
 from oc_perception.models.encounters import (
     GEOMETRY,
     Encounter,
@@ -102,7 +101,9 @@ class _EdgeNetwork(nn.Module):
         self.geometry = nn.Linear(geometry, hidden)
         self.own = nn.Linear(character, hidden, bias=False)
         self.partner = nn.Linear(character, hidden, bias=False) if with_partner else None
-        self.rest = nn.Sequential(nn.ReLU(), *_network(hidden, hidden, _ANSWERS, layers=1))
+        self.rest = nn.Sequential(
+            nn.ReLU(), *answering_network(hidden, hidden, _ANSWERS, layers=1)
+        )
 
     def forward(self, geometry: Tensor, character: Tensor) -> Tensor:
         first = self.geometry(geometry) + self.own(character)[:, :, None]
@@ -125,7 +126,7 @@ class Relational(nn.Module):
             self.pairs = _EdgeNetwork(GEOMETRY + look, look + memory, hidden)
         self.borders = _EdgeNetwork(GEOMETRY, look + memory, hidden, with_partner=False)
         self.border_insets = nn.Parameter(torch.zeros(4))
-        self.alone = _network(8 + look + memory, hidden, 6)
+        self.alone = answering_network(8 + look + memory, hidden, 6)
         self.remember = nn.GRUCell(5, memory)
         normals = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
         self.register_buffer("_normals", normals, persistent=False)
@@ -250,13 +251,8 @@ class Relational(nn.Module):
         """Condition on `detections` `(B, N, 2)` of covariance `noises` `(B, N, 2, 2)` where `seen`
         `(B, N)`.
         """
-        means, covariances, mask = state.means, state.covariances, seen[..., None]
-        innovation = torch.where(mask, detections - means[..., :2], 0.0)
-        expected = covariances[..., :2, :2] + noises
-        gain = torch.where(mask[..., None], covariances[..., :2] @ inverse(expected), 0.0)
-        keep = self._identity - functional.pad(gain, (0, 2))
-        joseph = keep @ covariances @ keep.mT + gain @ noises @ gain.mT
-
+        mask = seen[..., None]
+        state, innovation, expected = corrected(state, detections, noises, seen)
         doubt = expected.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) + _TINY**2
         surprise = (innovation / doubt.sqrt()).clamp(-5, 5)
         others = torch.zeros_like(surprise)
@@ -266,13 +262,8 @@ class Relational(nn.Module):
         scale = state.sizes.mean(-1, keepdim=True) ** 2
         heard = torch.cat([surprise, others, (doubt / scale).log() / 8], -1)
         memories = self.remember(heard.flatten(0, 1), state.memories.flatten(0, 1))
-        return replace(
-            state,
-            means=means + (gain @ innovation[..., None])[..., 0],
-            covariances=(joseph + joseph.mT) / 2,
-            memories=torch.where(mask, memories.view_as(state.memories), state.memories),
-            ages_s=torch.where(seen, 0.0, state.ages_s),
-        )
+        memories = torch.where(mask, memories.view_as(state.memories), state.memories)
+        return replace(state, memories=memories)
 
     # ---- encounters
 
@@ -381,7 +372,7 @@ class Relational(nn.Module):
         return score(self, motion, generator)
 
 
-def _network(inputs: int, hidden: int, outputs: int, layers: int = 2) -> nn.Sequential:
+def answering_network(inputs: int, hidden: int, outputs: int, layers: int = 2) -> nn.Sequential:
     """Hidden layers and a last one; answers are small at first."""
     sizes = [inputs] + layers * [hidden]
     hidden_layers = [
