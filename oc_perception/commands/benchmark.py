@@ -14,6 +14,7 @@ _BENCHMARKS = {
     "blackout": "errors and identities while the sensor is blind",
     "tracking": "time per step of motion models and trackers",
     "mot": "tracking by detection on MOTChallenge sequences, with frames hidden",
+    "reading": "speed and memory of reading recordings",
     "replay": "speed and memory of replay with a stub model",
     "trajectories": "forecasts of how persons walk, beside simple ones",
     "pedestrian-clips": "boxes followed through the end of recordings",
