@@ -87,7 +87,11 @@ class ChunkIndex:
         return Chunk(*(column[number] for column in self._chunks))
 
     def add(self, chunk: Chunk, counts: Mapping[int, int]) -> None:
-        """Append a chunk with the number of messages per channel."""
+        """Append a chunk with the number of messages per channel. Raises StorageError for numbers
+        that no file has.
+        """
+        if not all(0 <= value < 2**63 for value in chunk):
+            raise StorageError("its times or its place are impossible")
         for channel, count in counts.items():
             for column, value in zip(self._counts, (len(self), channel, count), strict=True):
                 column.append(value)

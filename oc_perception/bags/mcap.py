@@ -32,6 +32,7 @@ _RECORD = struct.Struct("<BQ")
 _MESSAGE_HEAD = struct.Struct("<HIQQ")  # channel, sequence, time of recording, of publishing
 _CHUNK_HEAD = struct.Struct("<QQQII")  # first and last time, size, checksum, length of a name
 _INDEX_HEAD = struct.Struct("<QQQQI")  # first and last time, place, length, bytes of a table
+_LEAST_BYTES = {_MESSAGE: _MESSAGE_HEAD.size, _CHUNK: 16, _MESSAGE_INDEX: 6}
 _FOOTER_BYTES = _RECORD.size + 20 + len(MAGIC)
 _RUN_BYTES = 1 << 20  # of messages outside of chunks that are taken together
 
@@ -123,11 +124,25 @@ class McapFile(ChunkedFile):
             number, schema = struct.unpack_from("<HH", content)
             topic, rest = _text(content[4:])
             serialisation, _ = _text(rest)
-            described = self._schemas.get(schema, ("", "", ""))
-            self.channels[number] = Channel(topic, *described, ros1=serialisation == "ros1")
+            name, *described = self._schemas.get(schema, ("", "", ""))
+            if "/msg/" not in name:  # as ROS 1 writes it
+                name = name.replace("/", "/msg/")
+            self.channels[number] = Channel(topic, name, *described, ros1=serialisation == "ros1")
 
     def _scan(self, file: BinaryIO) -> None:
         """Fill the index by walking through the file, as far as it is whole."""
+        try:
+            ended = self._walk(file)
+        except struct.error:  # a record that is shorter than its kind
+            ended = False
+        if not ended:
+            self._skipped.note(
+                f"{self.path.name} ends early, as when a recording is cut off: it is used as far "
+                "as it is whole (`mcap recover` writes a clean copy)."
+            )
+
+    def _walk(self, file: BinaryIO) -> bool:
+        """Whether the walk came to the end of the data. Raises struct.error."""
         offset, ended = len(MAGIC), False
         pending: _Pending | None = None
         while not ended and offset + _RECORD.size <= self._size:
@@ -135,7 +150,7 @@ class McapFile(ChunkedFile):
             opcode, length = _RECORD.unpack(file.read(_RECORD.size))
             end = offset + _RECORD.size + length
             head = file.read(min(length, _MESSAGE_HEAD.size))
-            if end > self._size and not (opcode == _CHUNK and len(head) == _MESSAGE_HEAD.size):
+            if len(head) < _LEAST_BYTES.get(opcode, 0) or (end > self._size and opcode != _CHUNK):
                 break
             ended = opcode in (_DATA_END, _FOOTER)
             if opcode == _MESSAGE:
@@ -156,11 +171,7 @@ class McapFile(ChunkedFile):
                 self._define(opcode, memoryview(head + rest))
             offset = end
         self._add_scanned(file, pending)
-        if not ended:
-            self._skipped.note(
-                f"{self.path.name} ends early, as when a recording is cut off: it is used as far "
-                "as it is whole (`mcap recover` writes a clean copy)."
-            )
+        return ended
 
     def _add_scanned(self, file: BinaryIO, pending: _Pending | None) -> None:
         """Append to the index. A chunk is read where its contents are not known from outside:
@@ -169,17 +180,17 @@ class McapFile(ChunkedFile):
         if pending is None:
             return
         chunk, counts = pending.chunk(), pending.counts
-        if not counts or not set(counts) <= set(self.channels):
-            counts = Counter()
-            try:
+        try:
+            if not counts or not set(counts) <= set(self.channels):
+                counts = Counter()
                 for opcode, content in self._records_of(file, chunk):
                     self._define(opcode, content)
                     if opcode == _MESSAGE:
                         counts[_MESSAGE_HEAD.unpack_from(content)[0]] += 1
-            except (StorageError, struct.error) as error:
-                self._skipped.add(f"chunk(s) of {self.path.name}", chunk.offset, f"{error}")
-        if counts:
-            self.index.add(chunk, counts)
+            if counts:
+                self.index.add(chunk, counts)
+        except (StorageError, struct.error) as error:
+            self._skipped.add(f"chunk(s) of {self.path.name}", chunk.offset, f"{error}")
 
 
 @dataclass
@@ -221,6 +232,8 @@ def _records(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 def _unpacked(content: memoryview, whole: bool) -> memoryview:
     """The records in the content of a chunk; of one that is cut off, what is there."""
+    if len(content) < _CHUNK_HEAD.size:
+        raise StorageError("it is cut off")
     _, _, size, checksum, name = _CHUNK_HEAD.unpack_from(content)
     packed = _CHUNK_HEAD.size + name + 8
     method = bytes(content[_CHUNK_HEAD.size : packed - 8]).decode(errors="replace")

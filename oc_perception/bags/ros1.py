@@ -55,13 +55,13 @@ class Ros1File(ChunkedFile):
 
     def chunk(self, file: BinaryIO, chunk: Chunk) -> Iterator[Message]:
         """The messages of a chunk."""
-        for header, content in self._records_of(file, chunk):
-            if header.get(b"op") == bytes([_MESSAGE]):
-                try:
+        try:
+            for header, content in self._records_of(file, chunk):
+                if header.get(b"op") == bytes([_MESSAGE]):
                     (channel,) = _LENGTH.unpack(header[b"conn"])
                     yield channel, _time_ns(header[b"time"]), content
-                except (struct.error, KeyError) as error:
-                    raise StorageError("a message in it is damaged") from error
+        except (struct.error, KeyError) as error:
+            raise StorageError("a message in it is damaged") from error
 
     def _records_of(self, file: BinaryIO, chunk: Chunk) -> Iterator[tuple[_Header, memoryview]]:
         file.seek(chunk.offset)
@@ -72,7 +72,11 @@ class Ros1File(ChunkedFile):
         if header.get(b"op") != bytes([_CHUNK]):
             raise StorageError("no chunk is where the index says")
         method = header.get(b"compression", b"").decode(errors="replace")
-        return _records(memoryview(decompress(file.read(length), method)))
+        return _records(memoryview(decompress(self._content(file, length), method)))
+
+    def _content(self, file: BinaryIO, length: int) -> bytes:
+        """The data of a record, as far as it is there."""
+        return file.read(max(0, min(length, self._size - file.tell())))
 
     def _read_index(self, file: BinaryIO, place: int, about: _Header) -> bool:
         """Fill the index from the end of the file; False where it is not whole."""
@@ -80,14 +84,14 @@ class Ros1File(ChunkedFile):
             file.seek(place)
             for _ in range(_LENGTH.unpack(about[b"conn_count"])[0]):
                 header, length = _header(file)
-                self._define(header, memoryview(file.read(length)))
+                self._define(header, memoryview(self._content(file, length)))
             for _ in range(_LENGTH.unpack(about[b"chunk_count"])[0]):
                 header, length = _header(file)
-                counts = dict(struct.iter_unpack("<II", file.read(length)))
+                counts = dict(struct.iter_unpack("<II", self._content(file, length)))
                 times = _time_ns(header[b"start_time"]), _time_ns(header[b"end_time"])
                 (offset,) = struct.unpack("<Q", header[b"chunk_pos"])
                 self.index.add(Chunk(*times, offset, 0), counts)
-        except (struct.error, KeyError):
+        except (struct.error, KeyError, StorageError):
             self.channels.clear()
             self.index.clear()
             return False
@@ -135,7 +139,8 @@ class Ros1File(ChunkedFile):
         except (StorageError, struct.error, KeyError) as error:
             self._skipped.add(f"chunk(s) of {self.path.name}", offset, f"{error}")
         if times:
-            self.index.add(chunk._replace(start_ns=min(times), end_ns=max(times)), counts)
+            chunk = chunk._replace(start_ns=min(times), end_ns=max(times))
+            self.index.add(chunk, counts)
 
 
 def _header(file: BinaryIO) -> tuple[_Header, int]:

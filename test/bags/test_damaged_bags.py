@@ -100,6 +100,32 @@ def test_any_damage_costs_frames_never_a_crash(tmp_path, form):
     assert readable >= 20
 
 
+@pytest.mark.parametrize("form", ["mcap", "mcap without index", "sqlite3", "ros1"])
+def test_damage_to_the_structure_is_told_or_refused(tmp_path, form):
+    """In a file that is hardly more than structure."""
+    generator = np.random.default_rng(0)
+    messages = images(pictures(8, 2, 2))
+    if form == "ros1":
+        path = ros1_bag(tmp_path / "whole.bag", messages)
+    elif form == "mcap without index":
+        cdr = [(t, ns, bytes(typestore().serialize_cdr(m, IMAGE))) for t, ns, m in messages]
+        path = mcap_file(tmp_path / "whole.mcap", cdr, per_chunk=3, summary=False)
+    else:
+        path = the_file(rosbag2(tmp_path / "whole", messages, form))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    damaged = tmp_path / "damaged.bag"
+    for _ in range(150):
+        data = whole.copy()
+        places = generator.integers(0, len(data), generator.integers(1, 12))
+        data[places] = generator.choice([0, 1, 255, 128, 6, 5], len(places))
+        damaged.write_bytes(data.tobytes())
+        try:
+            indices, _, _ = read(damaged)
+            assert indices == sorted(set(indices))
+        except BagError as error:
+            assert "damaged.bag" in str(error) or TOPIC in str(error)
+
+
 def test_a_damaged_chunk_costs_its_own_frames_alone(tmp_path):
     messages = [(t, ns, bytes(typestore().serialize_cdr(m, IMAGE))) for t, ns, m in images(FRAMES)]
     path = mcap_file(tmp_path / "a.mcap", messages, per_chunk=10)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of recordings, whole: the same messages in the same order as rosbags reads them."""
 
+import sqlite3
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +129,55 @@ def test_the_index_of_a_long_recording_is_small(tmp_path):
         index.add(Chunk(number, number, number * 786_432, 786_432), {1: 1, 2: 20})
     columns = [*index._chunks, *index._counts]
     assert sum(column.itemsize * len(column) for column in columns) / 20_000 < 100
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_databases_of_every_schema(tmp_path, journal):
+    """Before Iron there were no descriptions of types, before Foxy no service profiles."""
+    expected = two_cameras()
+    for columns in ("", ", offered_qos_profiles TEXT NOT NULL DEFAULT ''"):
+        path = tmp_path / f"{len(columns)}.db3"
+        database = sqlite3.connect(path)
+        if journal:
+            database.execute("PRAGMA journal_mode = WAL")
+        database.execute(
+            "CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT NOT NULL, type TEXT NOT NULL, "
+            f"serialization_format TEXT NOT NULL{columns})"
+        )
+        database.execute(
+            "CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER NOT NULL, "
+            "timestamp INTEGER NOT NULL, data BLOB NOT NULL)"
+        )
+        database.executemany(
+            "INSERT INTO topics(id, name, type, serialization_format) VALUES (?, ?, ?, 'cdr')",
+            [(1, "/left", IMAGE), (2, "/right", IMAGE)],
+        )
+        rows = [
+            (1 + (topic == "/right"), t, bytes(typestore().serialize_cdr(m, IMAGE)))
+            for topic, t, m in expected
+        ]
+        database.executemany(
+            "INSERT INTO messages(topic_id, timestamp, data) VALUES (?, ?, ?)", rows
+        )
+        database.commit()
+        found = read(path, ["/left", "/right"])  # while the recorder has it open
+        assert [(1 + (topic == "/right"), t, data) for topic, t, data in found] == sorted(
+            rows, key=lambda row: row[1]
+        )
+        database.close()
+
+
+@pytest.mark.parametrize("form", ["mcap", "mcap storage", "sqlite3", "ros1"])
+def test_memory_does_not_grow_with_the_length(tmp_path, form):
+    """Ten times as many messages in ten times as many chunks."""
+    peaks = []
+    for count in (20, 200):
+        frames = np.zeros((1, 300, 400, 3), np.uint8)
+        messages = (images(frames, first=index)[0] for index in range(count))
+        path = write(tmp_path / f"{count}", form, messages)
+        tracemalloc.start()
+        (file,) = open_files(path, Skipped())
+        assert sum(1 for _ in file.messages(["/camera/image"], 0, FOREVER_NS)) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 100_000
