@@ -30,6 +30,7 @@ from oc_perception.bags.messages import (
     segmentation_message,
     track_messages,
 )
+from oc_perception.bags.reader import Bag
 from oc_perception.bags.sequence import BagError, open_sequence
 from oc_perception.resources import share_directory
 from oc_perception.types import (
@@ -452,3 +453,25 @@ def test_the_shortest_recording_is_one_frame(tmp_path):
     with open_sequence(rosbag2(tmp_path / "it", images(FRAMES[:1]))) as sequence:
         assert len(list(sequence.frames())) == 1
         assert (sequence.num_frames, sequence.period_ns) == (1, 1_000_000_000)
+
+
+def test_a_ros1_bag_can_be_played_as_ros2_messages(tmp_path):
+    path = ros1_bag(tmp_path / "it.bag", recorded_late())
+    expected = [
+        (topic, recorded_ns, bytes(typestore().serialize_cdr(message, message.__msgtype__)))
+        for topic, recorded_ns, message in recorded_late()
+    ]
+    with Bag(path) as bag:
+        found = [(topic, t, bytes(data)) for topic, t, _, data in bag.raw([TOPIC, "/info"])]
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_compressed_file_that_is_cut_off_is_used_up_to_there(tmp_path):
+    large = pictures(40, 100, 120)
+    (path,) = rosbag2(tmp_path / "it", images(large), compression="file").glob("*.zstd")
+    path.write_bytes(path.read_bytes()[:-20_000])
+    with open_sequence(path.parent) as sequence:
+        frames = list(sequence.frames())
+        assert sequence.warnings[0].startswith("it.mcap.zstd is cut off")
+    assert 25 <= len(frames) < 40
+    np.testing.assert_array_equal([f.image for f in frames], large[: len(frames)])
