@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 import tempfile
 from dataclasses import replace
@@ -28,6 +29,7 @@ from oc_perception.progress import Progress
 from oc_perception.tracking.config import TRACKERS, TrackerConfig
 
 _UNSAID = ("schema", "job_key")
+_VIDEO_HZ = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--video-rate",
         type=float,
-        default=5.0,
+        default=_VIDEO_HZ,
         metavar="HZ",
         help="pictures per second in the film; 0: no film and no contact sheet (default: "
         "%(default)s)",
@@ -118,12 +120,29 @@ def run(arguments: argparse.Namespace) -> int:
         for outcome in outcomes
         if outcome.error
     ]
-    write_report_json(arguments.output, jobs, done, failed)
+    write_report_json(arguments.output, _command(arguments), jobs[0], done, failed)
     page = write_report(arguments.output)
     for failure in failed:
         print(f"{failure['bag']} failed: {failure['error']}", file=sys.stderr)
     print(f"{'report':>18}  {page}")
     return 1 if failed else 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What was asked for, without where the results go and who does the work."""
+    words = ["oc-perception", "replay", *map(str, arguments.bags), "--model", arguments.model]
+    for name in ("topic", "truth", "fps", "config", "tracker"):
+        value = getattr(arguments, name)
+        if value:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, values)]
+    for name, usual in (("device", "cpu"), ("threads", 1), ("video_rate", _VIDEO_HZ)):
+        value = getattr(arguments, name)
+        if value != usual:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--no-self-test"] if arguments.no_self_test else []
+    words += ["--no-baselines"] if arguments.no_baselines else []
+    return shlex.join(words)
 
 
 def _one_by_one(jobs: list[ReplayJob]) -> list[Outcome]:

@@ -12,6 +12,7 @@ from oc_perception.bags.messages import segmentation_message, track_messages
 from oc_perception.bags.writer import BagWriter
 from oc_perception.evaluation.replay_film import Film
 from oc_perception.evaluation.replay_runs import believed
+from oc_perception.evaluation.replay_steps import Step
 from oc_perception.evaluation.replay_timing import Stopwatch
 from oc_perception.types import TrackOutput
 
@@ -68,7 +69,7 @@ class Files:
     def __exit__(self, *reason: Any) -> None:
         self._stack.__exit__(*reason)
 
-    def add(self, number: int, step: Any) -> None:
+    def add(self, number: int, step: Step) -> None:
         """Write step `number`, from 0."""
         with self._watch.stage("write"):
             tracks, trajectories = track_messages(step.output.tracks)

@@ -15,6 +15,7 @@ from oc_perception.evaluation.draw import (
     dimmed,
     write_png,
 )
+from oc_perception.evaluation.replay_steps import Step
 
 SHEET_TILES = 12
 
@@ -42,7 +43,7 @@ class Film:
         if kind is None and self._sheet.tiles:
             write_png(self._directory / "contact_sheet.png", contact_sheet(self._sheet.choose()))
 
-    def add(self, number: int, step: Any) -> None:
+    def add(self, number: int, step: Step) -> None:
         """Take step `number` of the replay, from 0; without an image it is painted on a memory of
         the last.
         """

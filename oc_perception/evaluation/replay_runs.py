@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from oc_perception.evaluation.box_trackers import BYTETRACK, SORT, BoxTracker
+from oc_perception.evaluation.replay_steps import Step
 from oc_perception.pipeline import Perception
 from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.reordering import ReorderingState
@@ -58,7 +59,7 @@ class Runs:
         self.outputs: dict[str, TrackOutput] = {}
         self.in_order = self.restarted = False
 
-    def add(self, step: Any, baselines: bool = True) -> None:
+    def add(self, step: Step, baselines: bool = True) -> None:
         """Take the next step of the replay; a baseline that is left out forgets everything."""
         session = step.output.tracks.session
         self.restarted = session != self._session
@@ -79,7 +80,7 @@ class Runs:
             )
 
     def step(
-        self, name: str, state: Any, found: Segmentation | None, step: Any
+        self, name: str, state: Any, found: Segmentation | None, step: Step
     ) -> tuple[Any, TrackOutput]:
         """Advance a tracker from `state` to the stamp of `step`, where this was `found`."""
         tracker = self._trackers[name]

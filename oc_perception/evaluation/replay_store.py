@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -87,34 +86,25 @@ def finished(job: ReplayJob, key: str) -> dict[str, Any] | None:
 
 def write_report_json(
     directory: Path,
-    jobs: Sequence[ReplayJob],
+    command: str,
+    job: ReplayJob,
     done: Sequence[Mapping[str, Any]],
     failed: Sequence[Mapping[str, str]],
 ) -> None:
-    """`report.json`: metrics of all recordings, what was asked for, and with which software. It
-    is the same for any number of workers.
+    """`report.json`: metrics of all recordings, the `command` without what they do not depend on,
+    the configuration, which is that of any `job`, and the software. It is the same for any number
+    of workers.
     """
     content = {
         "schema": SCHEMA,
-        "command": command(jobs),
-        "configuration": jobs[0].configuration(),
+        "command": command,
+        "configuration": job.configuration(),
         "versions": versions(),
         "commit": provenance()["commit"],
         "bags": list(done),
         "failed": list(failed),
     }
     write_json(directory / "report.json", content)
-
-
-def command(jobs: Sequence[ReplayJob]) -> str:
-    """The command that makes the files of `jobs`, without what they do not depend on."""
-    first = jobs[0]
-    words = ["oc-perception", "replay", *(str(job.bag) for job in jobs), "--model", first.model]
-    truths = [str(job.truth) for job in jobs if job.truth]
-    words += ["--truth", *dict.fromkeys(truths)] if truths else []
-    for name, value in (("topic", first.topic), ("fps", first.fps)):
-        words += [f"--{name}", str(value)] if value else []
-    return shlex.join(words)
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from oc_perception.bags.frames import TrueBoxes
 from oc_perception.evaluation.draw import annotate, color
 from oc_perception.evaluation.mot_sequence import iou
 from oc_perception.evaluation.replay_runs import Runs, believed
+from oc_perception.evaluation.replay_steps import Step
 from oc_perception.evaluation.self_test import Branch, SelfTest
 from oc_perception.types import Segmentation, SensorState, TrackOutput
 
@@ -80,7 +81,7 @@ class WorstCases:
         self._pairs: dict[int, int] = {}
         self._before: _Tile | None = None
 
-    def add_blackouts(self, number: int, step: Any, test: SelfTest, runs: Runs) -> None:
+    def add_blackouts(self, number: int, step: Step, test: SelfTest, runs: Runs) -> None:
         """Keep the pictures of blackouts under way, and those that were bad."""
         if runs.restarted:
             self._tiles = {}
@@ -111,7 +112,7 @@ class WorstCases:
                 "blackout", number, *moment, lambda tiles=tiles: [t.draw() for t in tiles]
             )
 
-    def add_segmentation(self, number: int, step: Any, fg_ari: float) -> None:
+    def add_segmentation(self, number: int, step: Step, fg_ari: float) -> None:
         """Take a frame with true masks and its score."""
 
         def pictures() -> list[np.ndarray]:
@@ -123,7 +124,7 @@ class WorstCases:
         moment = (number, step.stamp_ns, score, f"FG-ARI {fg_ari:.3f}")
         self._consider("segmentation", number // _MOMENT_FRAMES, *moment, pictures)
 
-    def add_tracking(self, number: int, step: Any, truth: TrueBoxes, output: TrackOutput) -> None:
+    def add_tracking(self, number: int, step: Step, truth: TrueBoxes, output: TrackOutput) -> None:
         """Take a frame with true boxes and what the own tracker said."""
         tracks = believed(output)
         overlaps = iou(
@@ -195,7 +196,7 @@ class WorstCases:
         cases[moment] = Case(kind, step, stamp_ns, score, caption, _strip(pictures()))
 
     def _tile(
-        self, number: int, step: Any, output: TrackOutput, unhidden: TrackOutput, caption: str
+        self, number: int, step: Step, output: TrackOutput, unhidden: TrackOutput, caption: str
     ) -> _Tile:
         small, scale = self._shrunk(number, step.frame.image)
         boxes = np.array([t.box for t in believed(unhidden)]).reshape(-1, 4)

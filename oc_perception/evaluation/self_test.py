@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import chi2
 
 from oc_perception.evaluation.replay_runs import Runs, believed
+from oc_perception.evaluation.replay_steps import Step
 from oc_perception.evaluation.tracking import match
 from oc_perception.pipeline import DiscoveryState, Perception
 from oc_perception.types import Segmentation, SensorState, Track, TrackOutput, TrackState
@@ -117,7 +118,7 @@ class SelfTest:
         self.started: list[Branch] = []
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, number: int, step: Any) -> None:
+    def add(self, number: int, step: Step) -> None:
         """Take step `number` (from 0) of the replay, which `runs` have taken."""
         self.taken, self.complete, self.started = [], [], []
         if self._runs.restarted:
@@ -152,7 +153,7 @@ class SelfTest:
         }
         return {"self_test": table, "blackouts": self.rows}
 
-    def _begun(self, start: int, step: Any) -> list[Branch]:
+    def _begun(self, start: int, step: Step) -> list[Branch]:
         """All schedules start together: so baselines can sleep most of a long recording."""
         if self._until(start):
             return []
@@ -178,7 +179,7 @@ class SelfTest:
         hidden[0] |= not hidden.any()
         return hidden
 
-    def _advance(self, branch: Branch, step: Any) -> None:
+    def _advance(self, branch: Branch, step: Step) -> None:
         blind = branch.blind
         usable = step.output.segmentation.sensor_state == SensorState.OK
         found = None if blind else self._found(branch, step)
@@ -194,7 +195,7 @@ class SelfTest:
             for name, arm in branch.arms.items():
                 _identify(arm, self._runs.outputs[name], gate_px)
 
-    def _found(self, branch: Branch, step: Any) -> Segmentation:
+    def _found(self, branch: Branch, step: Step) -> Segmentation:
         frame = step.frame
         if branch.discovery is None or not isinstance(getattr(frame, "image", None), np.ndarray):
             return step.output.segmentation

@@ -94,6 +94,7 @@ def test_one_bad_bag_does_not_stop_the_others(tmp_path, capsys):
     assert [metrics["bag"] for metrics in found["bags"]] == ["one", "two"]
     assert [failure["bag"] for failure in found["failed"]] == ["broken", "absent"]
     assert "check the path" in found["failed"][1]["error"]
+    assert f"replay {good[0]} {broken}" in found["command"] and "--output" not in found["command"]
     told = capsys.readouterr()
     assert "broken failed" in told.err and "two" in told.out
     assert (output / "report.html").is_file()
