@@ -25,7 +25,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from oc_perception.evaluation.box_trackers import BYTETRACK, SORT, BoxTracker, BoxTrackerConfig
+from oc_perception.evaluation.box_trackers import SORT, BoxTracker, BoxTrackerConfig
 from oc_perception.evaluation.mot import THRESHOLD, MotScores, score
 from oc_perception.evaluation.mot_files import MotTable, parse_mot
 from oc_perception.evaluation.mot_sequence import EPSILON, MotSequence, iou
@@ -109,11 +109,49 @@ def _choice(still: _Fit, moving: _Fit) -> Choice:
     return entry
 
 
-_SORT = replace(SORT, confirm_hits=1)
-_BYTETRACK = replace(BYTETRACK, high_score=0.41, birth_score=0.45, low_score=0.13, confirm_hits=1)
+def _sort(min_iou: float, low_score: float, blind: bool = True) -> BoxTrackerConfig:
+    return replace(
+        SORT, min_iou=min_iou, low_score=low_score, confirm_hits=1, called_when_blind=blind
+    )
+
+
+def _bytetrack(
+    min_iou: float, second: float, high: float, birth: float, low: float, blind: bool = True
+) -> BoxTrackerConfig:
+    return BoxTrackerConfig(
+        min_iou=min_iou,
+        confirm_hits=1,
+        max_lost_steps=1,
+        high_score=high,
+        second_min_iou=second,
+        birth_score=birth,
+        low_score=low,
+        called_when_blind=blind,
+    )
+
+
+# Thresholds were chosen like those of the tracker, on the same part of the same sequence.
 BASELINES: dict[str, Choice] = {
-    "SORT-like": _choice(_Fit(_SORT, 0.1, 0.1), _Fit(_SORT, 0.1, 0.1)),
-    "ByteTrack-like": _choice(_Fit(_BYTETRACK, 0.4), _Fit(_BYTETRACK, 0.4)),
+    "SORT-like": _choice(
+        _Fit(_sort(0.2, 0.5), 0.4, 0.2),
+        _Fit(_sort(0.05, 0.5), 0.4, 0.2),
+    ),
+    "SORT-like, not called when blind": _choice(
+        _Fit(_sort(0.3, 0.5, blind=False), 0.4, 0.2),
+        _Fit(_sort(0.05, 0.5, blind=False), 0.4, 0.2),
+    ),
+    "ByteTrack-like": _choice(  # as published: what is matched is handed in
+        _Fit(_bytetrack(0.3, 0.07, 0.5, 0.432, 0.113), 0.2),
+        _Fit(_bytetrack(0.2, 0.1, 0.5, 0.432, 0.0), 0.2),
+    ),
+    "ByteTrack-like, lost tracks handed in": _choice(
+        _Fit(_bytetrack(0.182, 0.2, 0.401, 0.29, 0.202), 2.0, 0.3),
+        _Fit(_bytetrack(0.05, 0.3, 0.5, 0.29, 0.202), 0.336, 0.2),
+    ),
+    "ByteTrack-like, not called when blind": _choice(
+        _Fit(_bytetrack(0.05, 0.234, 0.465, 0.244, 0.197, blind=False), 2.0, 0.3),
+        _Fit(_bytetrack(0.1, 0.234, 0.465, 0.244, 0.197, blind=False), 0.2, 0.13),
+    ),
 }
 
 

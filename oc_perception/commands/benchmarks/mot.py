@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=10, help=f"draws of hidden frames {default}")
     parser.add_argument(
-        "--existence", type=float, default=0.5,
+        "--existence", type=float, default=0.9,
         help=f"probability from which a track of the tracker is handed in {default}",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one draw, to see that it works")
