@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class Eyes(nn.Module):
-    """Glimpses `(N, 3, h, w)` to features `(N, D)`, and `numbers` that these say, `(N, F)`.
+    """Glimpses `(N, colours, h, w)` to features `(N, D)`, and `numbers` that these say, `(N, F)`.
 
     Convolutions of the given `widths` with strides 2, 1, 2, 1 ... and skip connections around all
     but the first (Fuchs et al. 2019, appendix 2.A, which does not say where the connections are).
@@ -24,9 +24,10 @@ class Eyes(nn.Module):
         kernel: int,
         size: int,
         numbers: int,
+        colours: int = 3,
     ) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, widths[0], kernel, 2)
+        self.first = nn.Conv2d(colours, widths[0], kernel, 2)
         self.convolutions, self.shortcuts = nn.ModuleList(), nn.ModuleList()
         for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
             stride = 1 + index % 2
@@ -35,7 +36,7 @@ class Eyes(nn.Module):
             shortcut = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1, stride)
             self.shortcuts.append(shortcut)
         with torch.no_grad():
-            cells = self._maps(torch.zeros(1, 3, *glimpse_size)).numel()
+            cells = self._maps(torch.zeros(1, colours, *glimpse_size)).numel()
         self.features = nn.Linear(cells, size)
         self.say = nn.Linear(size, numbers)
 

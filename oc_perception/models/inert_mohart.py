@@ -7,8 +7,9 @@ As in `mohart.py` trackers with shared weights look at windows, hear of one anot
 
 - *Eyes* compare. A coarse picture of each object, kept from the first frame, is laid over every
   place of the glimpse; cosines say where it fits (as in Bertinetto et al. 2016,
-  *Fully-convolutional Siamese networks for object tracking*, but on plain colours). What is
-  learned are corrections, and how doubtful each finding is.
+  *Fully-convolutional Siamese networks for object tracking*, but on plain colours). They also see
+  what has changed in the window since the last frame. What is learned are corrections, and how
+  doubtful each finding is.
 - *Motion* is a Kalman filter of constant velocity: a box goes on as it did, and what was found
   pulls at place, size and velocity, the more the less doubtful it is. How restless the object is,
   how much more or less than they say eyes are to be trusted, and small steps are read from memory,
@@ -42,7 +43,7 @@ _PART = (0.7, 0.45)  # of a glimpse, its middle: about what the box of a person 
 _SHARPNESS = 20.0  # of the choice between places, by their cosines
 _FAINT = 1e-4
 _TAUGHT_NOISE = (0.25, 0.12, 0.03, 0.03)  # of boxes that eyes learn from, in box sizes
-_LEAST_DOUBT, _BLIND_DOUBT = -4.5, 4.0  # log scales, in box sizes
+_LEAST_DOUBT, _BLIND_DOUBT = -3.0, 4.0  # log scales, in box sizes
 _FIRST_STD = (0.03, 0.3)  # of a given box and of its velocity, in box sizes, per frame
 _RESTLESS = (
     0.01,
@@ -51,6 +52,7 @@ _RESTLESS = (
     0.005,
 )  # per frame: of velocity and of size, one standard deviation
 _SHARE = 0.1  # of what memory may add to inert motion
+_UNKNOWN = 0.1  # of the frames that eyes learn from follow a black one
 _PRESENCE = 0.1  # weight of this loss
 
 
@@ -70,9 +72,10 @@ class InertMohartConfig(MohartConfig):
 
 
 class MatchingEyes(nn.Module):
-    """Glimpses `(N, 3, h, w)` and `looks` `(N, L)` of objects to features `(N, D)` and 8 numbers:
-    where in the glimpse, relative to its middle and in its sizes, and how much larger the object
-    is; then log scales of the errors that these may have.
+    """Glimpses `(N, 3, h, w)`, what was in the same windows `before`, zeros where that is unknown,
+    and `looks` `(N, L)` of objects to features `(N, D)` and 8 numbers: where in the glimpse,
+    relative to its middle and in its sizes, and how much larger the object is; then log scales of
+    the errors that these may have.
     """
 
     def __init__(
@@ -82,8 +85,9 @@ class MatchingEyes(nn.Module):
         self._cells = tuple(side // _COARSE for side in glimpse_size)
         self._part = tuple(round(p * c) for p, c in zip(_PART, self._cells, strict=True))
         self._places = tuple(c - p + 1 for c, p in zip(self._cells, self._part, strict=True))
-        self.eyes = Eyes(glimpse_size, widths, kernel, size, 8)
-        self.fits = nn.Sequential(nn.Linear(prod(self._places) + 2, size), nn.ELU())
+        self.eyes = Eyes(glimpse_size, widths, kernel, size, 8, colours=6)
+        told = prod(self._places) + 2 + sum(self._cells) + 3
+        self.tell = nn.Sequential(nn.Linear(told, size), nn.ELU())
         self.say = nn.Linear(size, 8)
         for last in (self.eyes.say, self.say):  # at first the best fit is believed
             nn.init.uniform_(last.weight, -1e-3, 1e-3)
@@ -103,14 +107,25 @@ class MatchingEyes(nn.Module):
         part = coarse[:, :, top : top + self._part[0], left : left + self._part[1]]
         return (part - part.mean((2, 3), keepdim=True)).flatten(1)
 
-    def forward(self, glimpses: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, glimpses: Tensor, before: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
         """Features and numbers."""
         cosines, peak = self._fit(glimpses, looks)
-        features, said = self.eyes(glimpses)
-        fits = self.fits(torch.cat([cosines, peak], 1)).float()
+        change = (glimpses - before) * before.flatten(1).any(1)[:, None, None, None]
+        features, said = self.eyes(torch.cat([glimpses, change], 1))
+        told = self.tell(torch.cat([cosines, peak, self._stir(change)], 1)).float()
         with torch.autocast(glimpses.device.type, enabled=False):
-            said = said + self.say(fits)
-            return features + fits, torch.cat([said[:, :2] + peak, said[:, 2:]], 1)
+            said = said + self.say(told)
+            return features + told, torch.cat([said[:, :2] + peak, said[:, 2:]], 1)
+
+    def _stir(self, change: Tensor) -> Tensor:
+        """Where in the glimpses something has changed, by columns and rows, in the mean, and how
+        much.
+        """
+        energy = functional.avg_pool2d(change.abs().mean(1, keepdim=True), _COARSE).squeeze(1)
+        total = energy.sum((1, 2)) + _FAINT
+        across, down = energy.sum(1) / total[:, None], energy.sum(2) / total[:, None]
+        places = [_centre(part) for part in (across, down)]
+        return torch.cat([across, down, torch.stack([*places, total.log() / 8], 1)], 1)
 
     def _fit(self, glimpses: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines `(N, places)` of looks with what is in each place of the glimpses; where they
@@ -141,8 +156,10 @@ class InertMohart(Mohart):
 
     @property
     def kept_size(self) -> int:
-        """Numbers that are kept of an object besides memory: its look, and variances."""
-        return self.eyes.look_size + 8
+        """Numbers that are kept of an object besides memory: its look, variances, and what was
+        where it is expected.
+        """
+        return self.eyes.look_size + 8 + 3 * prod(self.config.glimpse_size)
 
     def initial_state(self, boxes: Tensor, present: Tensor) -> MohartState:
         """See Mohart."""
@@ -152,14 +169,16 @@ class InertMohart(Mohart):
 
     def _step(self, state: MohartState, frame: Tensor | None) -> tuple[MohartState, Trace]:
         expected, last = state.expected, state.boxes
-        looks, variances = state.kept.split((self.eyes.look_size, 8), -1)
+        look_size = self.eyes.look_size
+        looks, variances, before = state.kept.tensor_split((look_size, look_size + 8), -1)
         known = looks.any(2, keepdim=True)
         variances = torch.where(known, variances, _first_variances(variances))
         with torch.no_grad():
             glimpses = self._glimpses(frame, state.windows)
             lit = glimpses.flatten(2).any(2, keepdim=True)
             looks = torch.where(known, looks, self._looks(glimpses) * lit)
-            features, found = self._find(glimpses, looks, expected, state.windows)
+            before = before.view_as(glimpses)
+            features, found = self._find(glimpses, before, looks, expected, state.windows)
             found = torch.where(lit, found, _nothing(found))
             # What was seen stays where it was, whatever was expected.
             seen = self._bounded(corrected(expected, found[..., :4]))
@@ -178,8 +197,8 @@ class InertMohart(Mohart):
         onward = torch.cat([onward, boxes[..., 2:]], -1)
         following = self._bounded(corrected(onward, _SHARE * read.step[:, 0]))
         windows = _around(following.detach())
-        kept = torch.cat([looks, variances], -1)
-        state = MohartState(following, windows, boxes, memory, state.present, kept)
+        kept = [looks, variances, self._glimpses(frame, windows).flatten(2)]
+        state = MohartState(following, windows, boxes, memory, state.present, torch.cat(kept, -1))
         parts = (expected, state.windows, found, boxes, boxes, following, windows)
         trace = Trace(*(part.unsqueeze(1) for part in parts), read.presence, read.velocity)
         return state, trace
@@ -188,15 +207,16 @@ class InertMohart(Mohart):
         return self.eyes.looks(glimpses.flatten(0, 1)).unflatten(0, glimpses.shape[:2])
 
     def _find(
-        self, glimpses: Tensor, looks: Tensor, expected: Tensor, windows: Tensor
+        self, glimpses: Tensor, before: Tensor, looks: Tensor, expected: Tensor, windows: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Features `(B, M, D)`; changes of `expected` boxes and log scales of their errors
         `(B, M, 8)`.
         """
-        seen = self.eyes(glimpses.flatten(0, 1), looks.flatten(0, 1))
+        seen = self.eyes(*(part.flatten(0, 1) for part in (glimpses, before, looks)))
         features, found = (x.unflatten(0, glimpses.shape[:2]) for x in seen)
         offset = found[..., :2] * (windows / expected)[..., 2:]
-        return features, torch.cat([offset, found[..., 2:]], -1)
+        doubt = found[..., 4:].clamp(min=_LEAST_DOUBT)
+        return features, torch.cat([offset, found[..., 2:4], doubt], -1)
 
     def _follow(self, images: Tensor, boxes: Tensor, present: Tensor) -> Trace:
         """See Mohart; gradients pass through the filter."""
@@ -249,11 +269,14 @@ class InertMohart(Mohart):
         expected = corrected(truth, wrong).flatten(0, 1)
         windows = _around(expected)
         glimpses = self._glimpses(clip.images[:, 1:].flatten(0, 1), windows)
+        before = self._glimpses(clip.images[:, :-1].flatten(0, 1), windows)
+        unknown = torch.rand(len(before), 1, 1, 1, 1, generator=generator, device=boxes.device)
+        before = before * (unknown > _UNKNOWN)
         looks = looks.unsqueeze(1).expand(*truth.shape[:-1], -1).flatten(0, 1)
-        found = self._find(glimpses, looks, expected, windows)[1].view(*truth.shape[:-1], 8)
+        found = self._find(glimpses, before, looks, expected, windows)[1]
+        found = found.view(*truth.shape[:-1], 8)
         error = (change(expected.view_as(truth), truth) - found[..., :4]).abs()
-        doubt = found[..., 4:].clamp(min=_LEAST_DOUBT)
-        surprise = (error * (-doubt).exp() + doubt).sum(-1)
+        surprise = (error * (-found[..., 4:]).exp() + found[..., 4:]).sum(-1)
         return _mean(surprise, clip.motion.present[:, 1:] & clip.motion.visible[:, :1])
 
 
@@ -298,6 +321,13 @@ def _middle(weights: Tensor) -> Tensor:
     """Mean place `(N,)` under `weights` `(N, places)` that sum to 1, from that of a look."""
     places = weights.shape[1]
     return weights @ (torch.arange(places, device=weights.device) - (places - 1) // 2).float()
+
+
+def _centre(weights: Tensor) -> Tensor:
+    """Mean place `(N,)` under `weights` `(N, places)`, from -0.5 to 0.5."""
+    places = weights.shape[1]
+    middles = (torch.arange(places, device=weights.device) + 0.5) / places - 0.5
+    return (weights * middles).sum(1)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
