@@ -136,8 +136,8 @@ def chosen_kalman_filter(folder: Path, leave_out: str) -> tuple[Method, dict[str
 
 
 def learned(model: Pedestrians, view_m: float = 20.0, size_m: float = 1.0) -> Method:
-    """What `model` says, in double precision; lengths as in the world it was trained in."""
-    model = model.double().eval()
+    """What `model` says, in single precision; lengths as in the world it was trained in."""
+    model = model.eval()
 
     @torch.inference_mode()
     def method(crowds: Sequence[np.ndarray]) -> list[Forecast]:
@@ -147,7 +147,7 @@ def learned(model: Pedestrians, view_m: float = 20.0, size_m: float = 1.0) -> Me
             largest = crowds[order[-1]].shape[1]
             count = max(1, _MOST_PAIRS // largest**2)
             batch, order = order[-count:], order[:-count]
-            positions = torch.from_numpy(padded([crowds[index] for index in batch])).double()
+            positions = torch.from_numpy(padded([crowds[index] for index in batch]))
             positions[:, SEEN:] = torch.nan  # no look ahead
             motion = in_view(positions, view_m, size_m, SEEN)
             states = [

@@ -8,7 +8,8 @@ goes on straight, but for an acceleration and a variance (along its heading and 
 network answers from its speed, its doubt, its memory and what it heard from the others: for each
 pair a network looks at where the other is and how it moves, as seen in the object's heading, where
 and when they will be closest if both go on, and at both memories; it answers with a message and a
-gate (the attention weight), which fades at `reach`. Messages are summed. The observation update is
+gate, which fades at `reach`. Attention is the gate's share of 1 and all gates: it may add up to
+nearly nothing, and never to more than 1, however dense the crowd. The observation update is
 Kalman's; innovations feed the memory, which tells how far to trust positions that are noisy in
 one recording and smooth in another. All is equivariant to the order of objects, and
 to rotation, but for an object at rest, whose heading is anywhere.
@@ -264,7 +265,8 @@ class Pedestrians(nn.Module):
         counts = state.active[:, :, None] & state.active[:, None] & ~alone
         near = (2 - 2 * distance[..., 0] / config.reach).clamp(0, 1)
         gate = said[..., 0].sigmoid() * near * counts
-        return torch.einsum("bij,bijm->bim", gate, said[..., 1:].tanh()), gate
+        attention = gate / (1 + gate.sum(-1, keepdim=True))
+        return torch.einsum("bij,bijm->bim", attention, said[..., 1:].tanh()), attention
 
     # ---- learning
 
