@@ -116,6 +116,18 @@ def test_only_those_within_reach_are_heard() -> None:
     torch.testing.assert_close(_forecast(deaf, _motion(near))[0][:, :, 0], alone)
 
 
+def test_attention_to_a_crowd_is_bounded() -> None:
+    model = _model()
+    for persons, least in ((3, 0.1), (60, 0.8)):
+        motion = _motion(_walks(persons=persons, speed=0.1))
+        with torch.no_grad():
+            state = dict(model.follow(motion, motion.positions))[8]
+            attention = model.tick(state, 0.4)[1]
+        assert least < attention.sum(-1).mean() < 1
+        assert attention.min() >= 0
+        assert attention.diagonal(dim1=1, dim2=2).max() == 0
+
+
 def test_the_future_is_not_looked_at() -> None:
     model, walks = _model(), _walks()
     means = _forecast(model, _motion(walks))[0]
