@@ -12,8 +12,8 @@ As in `mohart.py` trackers with shared weights look at windows, hear of one anot
   doubtful each finding is.
 - *Motion* is a Kalman filter of constant velocity: a box goes on as it did, and what was found
   pulls at place, size and velocity, the more the less doubtful it is. How restless the object is,
-  how much more or less than they say eyes are to be trusted, and small steps are read from memory,
-  which has heard the others.
+  how much more or less than they say eyes are to be trusted, is read from memory, which has heard
+  the others. Steps of its own, as MOHART's, drifted in clips longer than those it learned from.
 
 First the eyes learn alone, on boxes that are off by random errors; then they stay as they are, and
 memory learns from whole clips. Learned together each made up for the other's drift.
@@ -51,7 +51,6 @@ _RESTLESS = (
     0.005,
     0.005,
 )  # per frame: of velocity and of size, one standard deviation
-_SHARE = 0.1  # of what memory may add to inert motion
 _UNKNOWN = 0.1  # of the frames that eyes learn from follow a black one
 _PRESENCE = 0.1  # weight of this loss
 
@@ -195,7 +194,7 @@ class InertMohart(Mohart):
         pull = gains[..., 4:] * news[..., :2] * expected[..., 2:]
         onward = boxes[..., :2] + expected[..., :2] - last[..., :2] + pull
         onward = torch.cat([onward, boxes[..., 2:]], -1)
-        following = self._bounded(corrected(onward, _SHARE * read.step[:, 0]))
+        following = self._bounded(onward)
         windows = _around(following.detach())
         kept = [looks, variances, self._glimpses(frame, windows).flatten(2)]
         state = MohartState(following, windows, boxes, memory, state.present, torch.cat(kept, -1))
