@@ -126,7 +126,9 @@ def test_the_command_reports_models_beside_baselines(tmp_path, capsys):
     words += ["--strip", str(tmp_path / "strip.jpg")]
     assert main(words) == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    assert {"grid", "monet_demo", "median, 40", "MOG2"} <= set(report["scores"])
+    names = {"grid", "monet_demo", "monet_demo, untrained", "median, 40", "MOG2"}
+    assert names <= set(report["scores"])
+    assert report["scores"]["monet_demo, untrained"] != report["scores"]["monet_demo"]
     assert report["scores"]["median, 40"]["all"]["recall"] == 1.0
     assert report["training"]["monet_demo"]["recipe"]["world"] == "tabletop"
     assert cv2.imread(str(tmp_path / "strip.jpg")).shape[1] == 5 * 324

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many true boxes of a recording a discovery model finds, and how many of its detections are
 one: matched at an IoU, over all frames and over the end that was kept from training. Beside it
-what needs no training: a fixed grid, difference to the median frame, MOG2.
+what needs no training: the same model with random weights (but its background, if it has one), a
+fixed grid, difference to the median frame, MOG2.
 
 `oc-perception benchmark detections TUD-Stadtmitte.tar --model runs/monet_bag --model monet_demo
 --json docs/results/monet_tud_cpu.json --strip strip.jpg`
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from torch import nn
 
 from oc_perception.bags.sequence import Sequence, open_sequence
 from oc_perception.cli import UserError
 from oc_perception.commands import scoring
+from oc_perception.configuration import to_mapping
 from oc_perception.evaluation.detections import (
     MEDIAN_THRESHOLDS,
     ModelFinder,
@@ -28,10 +32,11 @@ from oc_perception.evaluation.detections import (
     score_finders,
 )
 from oc_perception.evaluation.provenance import provenance
-from oc_perception.models.registry import load_model
+from oc_perception.models.registry import create_model, load_model
 from oc_perception.pipeline import Discovery
 
 _STRIP_FRAMES = 5
+_SEED = 0  # of random weights
 _JPEG_QUALITY = 85
 _EFFORT = ("steps", "early_stopping", "elapsed_s", "cpu_s", "threads", "machine", "torch", "mse",
            "held_out_loss", "recipe")  # fmt: skip
@@ -59,7 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.strip and not arguments.model:
         raise UserError("--strip draws what a model finds: name one by --model.")
     with open_sequence(arguments.bag, arguments.topic, arguments.truth) as sequence:
-        finders = {name: _model_finder(name, arguments) for name in ["grid", *arguments.model]}
+        finders = {"grid": _model_finder("grid", arguments)}
+        for name in arguments.model:
+            finders[name] = _model_finder(name, arguments)
+            finders[f"{name}, untrained"] = _untrained_finder(name, arguments)
         background = median_frame(sequence)
         for threshold in MEDIAN_THRESHOLDS:
             finders[f"median, {threshold}"] = median_difference(background, threshold)
@@ -80,17 +88,31 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         scoring.write_json(report, arguments.json)
     if arguments.json != "-":
-        print(f"{'':>20}{'recall':>9}{'precision':>11}{'held out:':>12} recall  precision")
+        print(f"{'':>24}{'recall':>9}{'precision':>11}{'held out:':>12} recall  precision")
         for name, values in report["scores"].items():
             cells = [values[part][key] for part in ("all", "held_out")
                      for key in ("recall", "precision")]  # fmt: skip
             shown = ["-" if cell is None else f"{cell:.3f}" for cell in cells]
-            print(f"{name:>20}{shown[0]:>9}{shown[1]:>11}{shown[2]:>19}{shown[3]:>11}")
+            print(f"{name:>24}{shown[0]:>9}{shown[1]:>11}{shown[2]:>19}{shown[3]:>11}")
     return 0
 
 
 def _model_finder(name: str, arguments: argparse.Namespace) -> ModelFinder:
     return ModelFinder(Discovery(load_model(name, arguments.device), device=arguments.device))
+
+
+def _untrained_finder(name: str, arguments: argparse.Namespace) -> ModelFinder:
+    trained = load_model(name, arguments.device)
+    torch.manual_seed(_SEED)  # torch's initialisers take no generator
+    model = create_model(trained.architecture, **to_mapping(trained.config))
+    model.load_state_dict({**model.state_dict(), **_kept(trained)})
+    return ModelFinder(Discovery(model.eval().to(arguments.device), device=arguments.device))
+
+
+def _kept(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds beside weights: what it knows about the place."""
+    weights = {name for name, _ in model.named_parameters()}
+    return {name: value for name, value in model.state_dict().items() if name not in weights}
 
 
 def _training(name: str) -> dict[str, object]:
