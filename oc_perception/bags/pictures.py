@@ -129,6 +129,11 @@ class ImageSequence:
         return self._length - 1 if self.archive is None else self.numbers[-1]
 
     @property
+    def files(self) -> list[str]:
+        """The names of all pictures of a folder or tar, those of depth behind the others."""
+        return [*self.names, *sorted(self._depths)]
+
+    @property
     def warning(self) -> str:
         """What is missing of a damaged tar, or nothing."""
         return "" if self.archive is None else self.archive.warning

@@ -20,7 +20,7 @@ from oc_perception.bags.frames import BagError, Frame
 from oc_perception.bags.messages import stamp_ns
 
 _PERIOD_SAMPLE_FRAMES = 60
-_IDENTITY_SAMPLES = 8
+_IDENTITY_SAMPLES = 64
 FOREVER_NS = 2**63 - 1
 
 
@@ -100,19 +100,22 @@ class Bag:
             else:
                 yield channel.topic, recorded_ns, channel.message_type, cdr
 
-    def identity(self, topic: str) -> str:
-        """Equal for the same messages on a topic in whatever files: a hash of their number, the
-        times of the first and last message in the bag, and some messages between.
+    def identity(self, topics: Iterable[str]) -> str:
+        """Equal for the same messages on some topics in whatever files: a hash of their number,
+        their times, and what some of them hold, spread over the time of the recording.
         """
-        spans = [file.span() for file in self._files if file.count(topic)]
-        first_ns, last_ns = min(start for start, _ in spans), max(end for _, end in spans)
-        digest = hashlib.sha256(f"{topic} {self.count(topic)}".encode())
-        step_ns = (last_ns - first_ns) // _IDENTITY_SAMPLES + 1
-        for start_ns in range(first_ns, last_ns + 1, step_ns):
-            for _, recorded_ns, data in self.recorded([topic], start_ns, start_ns + step_ns):
-                digest.update(f"{recorded_ns}".encode())
-                digest.update(plain(data) if data else b"")
-                break
+        digest = hashlib.sha256()
+        for topic in topics:
+            digest.update(f"{topic} {self.count(topic)} ".encode())
+            spans = [file.span() for file in self._files if file.count(topic)]
+            first_ns = min((start for start, _ in spans), default=0)
+            last_ns = max((end for _, end in spans), default=-1)
+            step_ns = (last_ns - first_ns) // _IDENTITY_SAMPLES + 1
+            for start_ns in range(first_ns, last_ns + 1, step_ns):
+                for _, recorded_ns, data in self.recorded([topic], start_ns, start_ns + step_ns):
+                    digest.update(f"{recorded_ns} ".encode())
+                    digest.update(plain(data) if data else b"")
+                    break
         return digest.hexdigest()
 
     def first_recorded_ns(self, topic: str) -> int:

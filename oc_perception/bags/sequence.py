@@ -80,11 +80,11 @@ class Sequence(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Equal for the same recording wherever it lies, with the same topic and rate, whatever
-        truth is given.
+        truth there is.
         """
 
     def truth_identity(self) -> str:
-        """Equal for the same truth wherever it lies; empty where the recording has its own."""
+        """Equal for the same truth wherever it lies; empty where there is none."""
         return "" if self._truth is None else self._truth.identity()
 
     @property
@@ -187,7 +187,13 @@ class _BagSequence(Sequence):
         return [*self._bag.warnings, *self._skipped.lines()]
 
     def identity(self) -> str:
-        return self._bag.identity(self.topic)
+        topics = self._topics
+        chosen = (topics.image, topics.depth, topics.camera_info)
+        return self._bag.identity([topic for topic in chosen if topic])
+
+    def truth_identity(self) -> str:
+        own = [topic for topic in (self._topics.truth, self._topics.true_tracks) if topic]
+        return super().truth_identity() + (self._bag.identity(own) if own else "")
 
 
 class _PictureSequence(Sequence):
@@ -228,8 +234,8 @@ class _PictureSequence(Sequence):
 
     def identity(self) -> str:
         if self._path.is_dir():
-            names = " ".join(self._pictures.names)
-            content = fingerprint([self._path / name for name in self._pictures.names])
+            files = self._pictures.files
+            names, content = " ".join(files), fingerprint([self._path / name for name in files])
         else:
             names, content = "", fingerprint([self._path])
         about = f"{self._pictures.fps} {names} {content}"

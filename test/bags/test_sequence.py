@@ -172,6 +172,54 @@ def test_identity_is_of_the_recording_not_of_its_place_or_form(source, tmp_path)
             assert sequence.identity() != identity
 
 
+def test_identities_tell_what_was_recorded_beside_the_images_from_its_truth(tmp_path):
+    def identities(name, recorded):
+        bag = rosbag2(tmp_path / name, sorted([*images(FRAMES), *recorded], key=lambda m: m[1]))
+        with open_sequence(bag) as sequence:
+            return sequence.identity(), sequence.truth_identity()
+
+    def truth(label):
+        labels = np.full((12, 16), label, np.uint8)
+        told = Segmentation(stamp(3), SensorState.OK, "truth", 3, labels)
+        return [("/ground_truth/segmentation", stamp(3), segmentation_message(told))]
+
+    def depth(metres):
+        image = image_message(stamp(3), np.full((12, 16), metres, np.float32))
+        return [("/camera/depth", stamp(3), image)]
+
+    plain = identities("plain", [])
+    assert plain[1] == ""
+    first, second = identities("first", truth(1)), identities("second", truth(2))
+    assert first[0] == second[0] == plain[0], "the images are the same"
+    assert len({plain[1], first[1], second[1]}) == 3, "the truth is another"
+    near, far = identities("near", depth(1.0)), identities("far", depth(2.0))
+    assert len({plain[0], near[0], far[0]}) == 3, "perception sees the depth"
+
+
+def test_depth_pictures_belong_to_the_identity_of_a_folder(tmp_path):
+    found = []
+    for metres in (1000, 2000):
+        directory = tmp_path / f"{metres}" / "it"
+        directory.mkdir(parents=True)
+        for index, frame in enumerate(FRAMES[:3]):
+            Image.fromarray(frame).save(directory / f"{index}-color.png")
+            depth = np.full((12, 16), metres, np.uint16)
+            cv2.imwrite(str(directory / f"{index}-depth.png"), depth)
+        with open_sequence(directory, fps=10) as sequence:
+            found.append(sequence.identity())
+    assert found[0] != found[1]
+
+
+def test_one_image_among_many_changes_the_identity(tmp_path):
+    found = set()
+    for name, shade in (("a", 0), ("b", 255)):
+        frames = FRAMES[np.arange(60) % 12].copy()
+        frames[31] = shade
+        with open_sequence(rosbag2(tmp_path / name, images(frames))) as sequence:
+            found.add(sequence.identity())
+    assert len(found) == 2
+
+
 def test_the_raw_and_the_compressed_topic_of_a_ros1_bag(tmp_path):
     jpeg = cv2.imencode(".png", FRAMES[0])[1].tobytes()
     packed = [
