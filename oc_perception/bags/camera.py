@@ -46,7 +46,7 @@ class BagTopics:
 
 
 def select(bag: Bag, image_topic: str | None = None) -> BagTopics:
-    """The topics of the camera: the named image topic, or the only one in the bag.
+    """The topics of the camera: the named image topic, or the only one with images in the bag.
 
     The camera_info beside it, the only depth topic, the only ground-truth segmentation and the
     only ground-truth tracks go with it. Raises BagError that lists the image topics when the
@@ -60,6 +60,8 @@ def select(bag: Bag, image_topic: str | None = None) -> BagTopics:
         # A raw topic and its compressed copy are one camera; raw needs no decoding.
         copies = {f"{topic}/compressed" for topic in color}
         choices = [topic for topic in color if topic not in copies]
+        # A recorder of all topics lists those that nobody published on, too.
+        choices = [topic for topic in choices if bag.count(topic)] or choices
         if len(choices) != 1:
             listing = ", ".join(color) or f"none; its topics: {', '.join(topics) or 'none'}"
             raise BagError(

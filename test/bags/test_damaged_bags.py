@@ -296,6 +296,19 @@ def test_a_topic_that_is_absent_or_has_no_image_is_named(tmp_path):
         open_sequence(only)
 
 
+def test_a_topic_that_nobody_published_on_is_no_choice(tmp_path):
+    path = the_file(rosbag2(tmp_path / "bag", images(FRAMES[:3]), "sqlite3"))
+    with sqlite3.connect(path) as database:
+        columns = "type, serialization_format, offered_qos_profiles, type_description_hash"
+        database.execute(
+            f"INSERT INTO topics (name, {columns}) SELECT '/a/image', {columns} FROM topics"
+        )
+    with open_sequence(path) as sequence:
+        assert (sequence.topic, len(list(sequence.frames()))) == (TOPIC, 3)
+    with pytest.raises(BagError, match=r"/a/image in .* has no message"):
+        open_sequence(path, topic="/a/image")
+
+
 def test_what_is_no_recording_is_refused_with_a_cure(tmp_path):
     for name, content in (("a.mcap", b"hello"), ("a.bag", b""), ("a.db3", b"x" * 5000)):
         (tmp_path / name).write_bytes(content)
