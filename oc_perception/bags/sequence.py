@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from oc_perception.bags.truth import BoxTruth, MaskTruth, open_truth, truth_insi
 from oc_perception.images import MalformedImage
 from oc_perception.types import Segmentation, SensorState
 
-__all__ = ["BagError", "Frame", "Sequence", "TrueBoxes", "open_sequence"]
+__all__ = ["BagError", "Frame", "Sequence", "TrueBoxes", "open_sequence", "recording_name"]
 
 _PICTURE_TOPIC = "/camera/image"
 _PICTURES_START_NS = 1_000_000_000  # 0 means "unset" in ROS
@@ -53,7 +54,7 @@ class Sequence(ABC):
     def __init__(self, path: Path, truth: Path | None) -> None:
         self._stack = ExitStack()
         self._skipped = Skipped()
-        self.name = _name(path)
+        self.name = recording_name(path)
         self._truth: BoxTruth | MaskTruth | None = None
         if truth is not None:
             self._truth = open_truth(truth, self._stack)
@@ -253,9 +254,12 @@ class _PictureSequence(Sequence):
         return round((times_s[1] - times_s[0]) * 1e9) if times_s[1:] else _LONE_FRAME_PERIOD_NS
 
 
-def _name(path: Path) -> str:
-    """Without the endings of files; of a directory all of it."""
-    path = path.absolute()
+def recording_name(path: Path) -> str:
+    """What a recording is called, for directories and tables: the last part of its path as it was
+    given, of files without their endings.
+    """
+    path = Path(os.path.abspath(path))
     while not path.is_dir() and path.suffix.lower() in _ENDINGS:
         path = path.with_suffix("")
-    return path.name
+    # A name that is no text would stop whoever prints it, and crash OpenCV.
+    return os.fsencode(path.name).decode(errors="replace") or "recording"

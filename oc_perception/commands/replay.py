@@ -15,10 +15,12 @@ import math
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from oc_perception.bags.sequence import recording_name
 from oc_perception.cli import UserError
 from oc_perception.configuration import from_mapping, read_yaml
 from oc_perception.evaluation.fleet import Outcome, map_jobs
@@ -114,7 +116,11 @@ def run(arguments: argparse.Namespace) -> int:
         outcomes = _by_fleet(jobs, arguments.workers, arguments.ray)
     else:
         outcomes = _one_by_one(jobs)
-    done = [outcome.metrics for outcome in outcomes if outcome.metrics]
+    done = [
+        {"directory": jobs[outcome.number].output.name, **outcome.metrics}
+        for outcome in outcomes
+        if outcome.metrics
+    ]
     failed = [
         {"bag": jobs[outcome.number].output.name, "error": outcome.error}
         for outcome in outcomes
@@ -197,6 +203,8 @@ def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
             raise UserError(f"--{name} must be at least 1.")
     if not 0 <= arguments.video_rate < math.inf:
         raise UserError("--video-rate must be 0 or more.")
+    if arguments.fps is not None and not 0 < arguments.fps < math.inf:
+        raise UserError("--fps must be above 0.")
     bags, truths = arguments.bags, arguments.truth
     if len(truths) not in (0, 1, len(bags)):
         raise UserError(f"--truth names {len(truths)} files for {len(bags)} bags: one each.")
@@ -204,17 +212,18 @@ def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
     if arguments.tracker:
         config = replace(config, tracker=arguments.tracker)
     truths = truths * len(bags) if len(truths) == 1 else truths or [None] * len(bags)
-    jobs, names = [], set()
-    for bag, truth in zip(bags, truths, strict=True):
-        stem = bag.resolve().stem if bag.is_file() else bag.resolve().name
-        name, copy = stem, 2
-        while name in names:
-            name, copy = f"{stem}-{copy}", copy + 1
-        names.add(name)
+    jobs = []
+    for bag, truth, name in zip(bags, truths, _names(bags, truths), strict=True):
+        output = arguments.output / name
+        if bag.is_dir() and output.resolve().is_relative_to(bag.resolve()):
+            raise UserError(
+                f"The results of {bag} would go into the recording itself, to {output}: choose "
+                "another --output."
+            )
         jobs.append(
             ReplayJob(
                 bag=bag,
-                output=arguments.output / name,
+                output=output,
                 model=arguments.model,
                 tracker=config,
                 topic=arguments.topic,
@@ -228,6 +237,22 @@ def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
             )
         )
     return jobs
+
+
+def _names(bags: Sequence[Path], truths: Sequence[Path | None]) -> list[str]:
+    """A directory for each recording; those of one name are numbered."""
+    names: list[str] = []
+    seen = set()
+    for bag, truth in zip(bags, truths, strict=True):
+        if (bag.resolve(), truth) in seen:
+            raise UserError(f"{bag} is named twice: name every recording once.")
+        seen.add((bag.resolve(), truth))
+        name = stem = recording_name(bag)
+        copy = 2
+        while name in names:
+            name, copy = f"{stem}-{copy}", copy + 1
+        names.append(name)
+    return names
 
 
 def _print(job: ReplayJob, metrics: dict[str, Any]) -> None:
@@ -245,8 +270,10 @@ def _print(job: ReplayJob, metrics: dict[str, Any]) -> None:
     for schedule, table in metrics.get("self_test", {}).items():
         shares = (f"{tracker} {_percent(cell)}" for tracker, cell in table.items())
         print(f"{f'hidden {schedule}':>18}  identities kept: {'  '.join(shares)}")
-    timing = json.loads((job.output / "timing.json").read_text())
-    print(f"{'speed':>18}  {timing['bag_s_per_wall_s']:.2f} x real time")
+    timing = job.output / "timing.json"
+    if timing.is_file():  # who keeps results may leave it out, since it differs in every run
+        speed = json.loads(timing.read_text())["bag_s_per_wall_s"]
+        print(f"{'speed':>18}  {speed:.2f} x real time")
     print(f"{'written to':>18}  {job.output}")
 
 

@@ -91,9 +91,9 @@ def write_report_json(
     done: Sequence[Mapping[str, Any]],
     failed: Sequence[Mapping[str, str]],
 ) -> None:
-    """`report.json`: metrics of all recordings, the `command` without what they do not depend on,
-    the configuration, which is that of any `job`, and the software. It is the same for any number
-    of workers.
+    """`report.json`: metrics of all recordings and their directories, the `command` without what
+    they do not depend on, the configuration, which is that of any `job`, and the software. It is
+    the same for any number of workers.
     """
     content = {
         "schema": SCHEMA,

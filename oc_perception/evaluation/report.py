@@ -81,7 +81,8 @@ def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
         "sensor_state": sensor_state,
     }
     part = path.with_name(f".{path.name}.part")
-    part.write_text(environment.get_template(template).render(context), encoding="utf-8")
+    page = environment.get_template(template).render(context)
+    part.write_text(page, encoding="utf-8", errors="replace")  # names of files may be no text
     part.replace(path)
 
 

@@ -77,10 +77,9 @@ def read_run(directory: Path) -> Run:
             "`oc-perception replay`."
         )
     report = _read(path)
-    places = {_read(own).get("job_key"): own.parent for own in directory.glob("*/metrics.json")}
     bags = []
     for number, metrics in enumerate(report["bags"], start=1):
-        own = places.get(metrics["job_key"], directory / str(metrics["bag"]))
+        own = directory / str(metrics.get("directory", metrics["bag"]))
         timing = own / "timing.json"
         times = _read(timing) if timing.is_file() else {}
         bags.append(BagRun(f"bag-{number}", own, metrics, times))

@@ -176,7 +176,7 @@ def write_replay(directory: Path, bags: list[dict], failed: list[dict] = ()) -> 
         "commit": "0123abc",
         "versions": {"python": "3.11.2", "torch": "2.6.0", "numpy": "1.26.4"},
         "configuration": {"model": "monet_demo", "tracker": {"tracker": "filter"}},
-        "bags": bags,
+        "bags": [{"directory": found["bag"], **found} for found in bags],
         "failed": list(failed),
     }
     (directory / "report.json").write_text(json.dumps(report, indent=2))

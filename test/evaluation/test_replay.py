@@ -309,7 +309,7 @@ def test_the_command_writes_metrics_timing_and_a_summary(tmp_path, eventful_bag,
     metrics = json.loads((written / "metrics.json").read_text())
     timing = json.loads((written / "timing.json").read_text())
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["bags"] == [metrics] and not report["failed"]
+    assert report["bags"] == [{"directory": "bag", **metrics}] and not report["failed"]
     assert metrics["frames"] == 23 and f"{metrics['frames_missing']}" in printed
     assert timing["wall_s"] > 0
     with Bag(written / "results") as bag:

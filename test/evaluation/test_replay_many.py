@@ -4,6 +4,7 @@ told without harm to the others.
 """
 
 import json
+import os
 import shutil
 import tracemalloc
 from dataclasses import replace
@@ -23,6 +24,7 @@ from oc_perception.evaluation.replay_scores import SERIES_POINTS, Series, Tracki
 from oc_perception.evaluation.replay_steps import Step
 from oc_perception.evaluation.replay_store import ReplayJob
 from oc_perception.evaluation.replay_timing import Stopwatch
+from oc_perception.evaluation.report_data import read_run
 from oc_perception.models.registry import create_model, save_checkpoint
 from oc_perception.types import Segmentation, SensorState
 
@@ -141,6 +143,49 @@ def test_bags_of_one_name_have_directories_of_their_own(tmp_path):
     paths = [bag(tmp_path / place / "bag", seed=seed) for seed, place in enumerate("ab")]
     assert replay(*paths, "--output", tmp_path / "out") == 0
     assert {p.parent.name for p in (tmp_path / "out").glob("*/metrics.json")} == {"bag", "bag-2"}
+
+
+def test_copies_of_a_recording_have_rows_of_their_own_and_one_is_named_once(tmp_path, capsys):
+    path = bag(tmp_path / "walk")
+    copy = shutil.copytree(path, tmp_path / "other" / "copy")
+    output = tmp_path / "out"
+    assert replay(path, copy, "--output", output) == 0
+    assert [own.name for own in read_run(output).bags] == ["walk", "copy"]
+    assert replay(path, path / "..", path / ".." / "walk", "--output", output) == 2
+    assert "is named twice" in capsys.readouterr().err
+
+
+def test_results_never_go_into_a_recording(tmp_path, capsys):
+    path = bag(tmp_path / "bags" / "walk")
+    (path / "strips").mkdir()
+    (path / "strips" / "mine.txt").write_text("precious")
+    for output in (path.parent, path, path / "replays"):
+        assert replay(path, "--output", output) == 2
+        assert "would go into the recording itself" in capsys.readouterr().err
+    assert (path / "strips" / "mine.txt").is_file()
+    assert {own.name for own in path.iterdir()} == {"strips", "walk.mcap", "metadata.yaml"}
+
+
+def test_names_that_are_no_text_are_told_all_the_same(tmp_path, capsys):
+    path = bag(tmp_path / "bag").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert replay(path, "--output", tmp_path / "out", "--no-self-test") == 0
+    assert (tmp_path / "out" / "caf\N{REPLACEMENT CHARACTER}" / "annotated.mp4").is_file()
+    assert report(tmp_path / "out")["bags"][0]["bag"] == "caf\N{REPLACEMENT CHARACTER}"
+    assert "caf\N{REPLACEMENT CHARACTER}" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_rate_that_is_none_is_refused_before_anything_is_done(tmp_path, capsys):
+    for rate in ("0", "nan", "-5"):
+        assert replay(bag(tmp_path / rate), "--output", tmp_path / "out", "--fps", rate) == 2
+        assert "--fps must be above 0" in capsys.readouterr().err
+
+
+def test_results_without_their_times_are_told_all_the_same(tmp_path):
+    path, output = bag(tmp_path / "bag"), tmp_path / "out"
+    assert replay(path, "--output", output) == 0
+    (output / "bag" / "timing.json").unlink()
+    assert replay(path, "--output", output) == 0
+    assert not (output / "bag" / "timing.json").exists(), "not done again"
 
 
 def test_tracks_are_perfect_against_themselves_and_worse_with_a_box_too_many(tmp_path):

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from html_outline import Outline
-from replay_directories import TIMING, blackouts, film_strip, metrics, summary, write_replay
+from replay_directories import (
+    TIMING,
+    blackouts,
+    film_strip,
+    metrics,
+    summary,
+    write_bag,
+    write_replay,
+)
 
 from oc_perception.evaluation import report_charts, report_strips
 from oc_perception.evaluation.forecast import Interval
@@ -148,11 +156,11 @@ def test_lost_and_damaged_strips_are_named(tmp_path):
 
 
 def test_bags_of_one_name_keep_apart(tmp_path):
-    bags = [metrics("camera", seed) for seed in (0, 1)]
-    write_replay(tmp_path, bags[:1])
-    write_replay(tmp_path / "more", bags[1:])
-    (tmp_path / "more" / "camera").rename(tmp_path / "camera-2")
+    same = metrics("camera", 0)  # two copies of a recording: the same key
+    write_replay(tmp_path, [same])
+    write_bag(tmp_path / "camera-2", same)
     found = json.loads((tmp_path / "report.json").read_text())
+    bags = [{"directory": name, **same} for name in ("camera", "camera-2")]
     (tmp_path / "report.json").write_text(json.dumps({**found, "bags": bags}))
     run = read_run(tmp_path)
     assert [bag.name for bag in run.bags] == ["camera", "camera-2"]
