@@ -34,7 +34,9 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     data_files=data_files("config", "launch", "msg", "weights"),
     install_requires=[
+        'backports.zstd>=1,<2; python_version < "3.14"',
         "jinja2>=3.1,<4",
+        "lz4>=4,<5",
         "numpy>=1.26,<3",
         "opencv-python-headless>=4.10,<6",
         "pyyaml>=6.0,<7",
