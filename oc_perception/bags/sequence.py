@@ -120,9 +120,16 @@ class Sequence(ABC):
         return Segmentation(frame.stamp_ns, SensorState.OK, "ground_truth", frame.index, labels)
 
     def _compare_lengths(self, last_number: int) -> None:
-        if self._truth is not None and self._truth.num_frames <= last_number:
+        """Note a truth that ends before the recording, or goes on behind it."""
+        if self._truth is None:
+            return
+        told, frames = self._truth.num_frames, last_number + 1
+        if told < frames:
+            self._skipped.note(f"The ground truth ends with frame {told} of {frames}.")
+        elif told > frames:
             self._skipped.note(
-                f"The ground truth ends with frame {self._truth.num_frames} of {last_number + 1}."
+                f"The ground truth goes on to frame {told}, and the recording ends with frame "
+                f"{frames}."
             )
 
 

@@ -15,7 +15,6 @@ import cv2
 import torch
 
 from oc_perception.bags.sequence import Sequence, open_sequence
-from oc_perception.evaluation.mot_files import read_mot
 from oc_perception.evaluation.provenance import machine
 from oc_perception.evaluation.replay_files import Files
 from oc_perception.evaluation.replay_runs import Runs
@@ -108,13 +107,13 @@ def _replay(
         "topic": sequence.topic,
         "model": perception.discovery.model.name,
         "tracker": judge.runs.own,
-        "rate_hz": round(rate_hz, 3),
+        "rate_hz": float(f"{rate_hz:.5g}"),  # of a slow one not 0
         "duration_s": round(judge.elapsed_ns * 1e-9, 4),
         "frames": counts.frames,
         "frames_malformed": counts.malformed,
         "frames_late": counts.late,
         "frames_missing": counts.missing,
-        "warnings": [*sequence.warnings, *judge.warnings(), *_beyond(job.truth, counts.frames)],
+        "warnings": [*sequence.warnings, *judge.warnings()],
         "first_error": counts.first_error,
         **judge.metrics(),
     }
@@ -122,16 +121,6 @@ def _replay(
     write_json(job.output / "timing.json", watch.report(bag_s, machine(job.device)))
     write_json(job.output / "metrics.json", metrics)
     return metrics
-
-
-def _beyond(truth: Path | None, frames: int) -> list[str]:
-    """A line about true boxes behind the last frame."""
-    if truth is None or truth.suffix != ".txt":
-        return []
-    told = int(read_mot(truth).frames.max(initial=-1)) + 1
-    if told <= frames:
-        return []
-    return [f"{truth.name} goes on to frame {told}, and the recording ends with frame {frames}."]
 
 
 def _prepare(directory: Path) -> None:
@@ -155,7 +144,7 @@ class _Judge:
         )
         self._summary, self._series = Summary(), Series()
         self._discovery, self._tracking = DiscoveryScores(), TrackingScores()
-        self._worst = WorstCases()
+        self._worst = WorstCases(perception.tracker.config.confirm_hits)
         self._has_boxes = False
         self.elapsed_ns = self._newest_ns = 0
 
@@ -172,7 +161,7 @@ class _Judge:
             test.add(number, step)
             self._worst.add_blackouts(number, step, test, runs)
         self._summary.add(output.segmentation, output.tracks)
-        self._series.add(step.stamp_ns, output.segmentation, output.tracks)
+        self._series.add(self.elapsed_ns, output.segmentation, output.tracks)
         if frame is None:
             return
         fg_ari = self._discovery.add(frame.truth, output.segmentation)

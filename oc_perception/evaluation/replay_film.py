@@ -18,6 +18,8 @@ from oc_perception.evaluation.draw import (
 from oc_perception.evaluation.replay_steps import Step
 
 SHEET_TILES = 12
+_SLOWEST_HZ = 0.1
+"""Of a film: encoders refuse much less, and nobody waits for pictures minutes apart."""
 
 
 class Film:
@@ -28,7 +30,7 @@ class Film:
     def __init__(self, directory: Path, rate_hz: float, video_hz: float) -> None:
         self._directory = directory
         self._stride = max(1, round(rate_hz / video_hz))
-        self._rate_hz = rate_hz / self._stride
+        self._rate_hz = max(_SLOWEST_HZ, rate_hz / self._stride)
         self._video: VideoWriter | None = None
         self._sheet = _Sheet()
         self._shown: np.ndarray | None = None

@@ -172,14 +172,13 @@ class Series:
     def __init__(self) -> None:
         self._points: list[_Point] = []
         self._open: list[_Point] = []
-        self._length, self._start_ns = 1, 0
+        self._length = 1
 
-    def add(self, stamp_ns: int, segmentation: Segmentation, output: TrackOutput) -> None:
-        """Take one step."""
-        self._start_ns = self._start_ns or stamp_ns
-        time_s = (stamp_ns - self._start_ns) * 1e-9
+    def add(self, elapsed_ns: int, segmentation: Segmentation, output: TrackOutput) -> None:
+        """Take one step; time is since the first, and goes on where a clock was set back."""
         tracks = len(believed(output))
-        self._open.append((time_s, len(segmentation.objects), tracks, output.sensor_state))
+        point = (elapsed_ns * 1e-9, len(segmentation.objects), tracks, output.sensor_state)
+        self._open.append(point)
         if len(self._open) < self._length:
             return
         self._points.append(_joined(self._open))

@@ -220,6 +220,18 @@ def test_one_image_among_many_changes_the_identity(tmp_path):
     assert len(found) == 2
 
 
+def test_a_truth_of_another_length_is_told_whatever_pictures_are_missing(tmp_path):
+    path, truth = motchallenge(tmp_path / "it"), tmp_path / "gt.txt"
+    for rows, warning in (("5,1,1,1,4,4,1\n12,1,1,1,4,4,1\n13,1,1,1,4,4,0\n", None),
+                          ("11,1,1,1,4,4,1\n", "ends with frame 11 of 12"),
+                          ("14,1,1,1,4,4,1\n", "goes on to frame 14")):  # fmt: skip
+        truth.write_text(rows)
+        with open_sequence(path, truth=truth) as sequence:
+            assert sequence.num_frames == 11
+            assert (warning is None) == (not sequence.warnings)
+            assert warning is None or warning in sequence.warnings[0]
+
+
 def test_the_raw_and_the_compressed_topic_of_a_ros1_bag(tmp_path):
     jpeg = cv2.imencode(".png", FRAMES[0])[1].tobytes()
     packed = [

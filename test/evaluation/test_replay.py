@@ -199,6 +199,24 @@ def test_a_clock_that_jumps_back_starts_a_new_session(tmp_path, frames):
     images += [(stamp(i - 200), frames[10 + i]) for i in range(10)]
     metrics = replay(write_bag(tmp_path / "bag", images), tmp_path / "out")
     assert (metrics["sessions"], metrics["frames_late"], metrics["steps"]) == (2, 0, 20)
+    times = metrics["series"]["stamp_s"]
+    assert times[0] == 0 and times == sorted(times), "time does not run backwards in a chart"
+    assert times[-1] == metrics["duration_s"] == pytest.approx(0.72)
+
+
+def test_a_frame_an_hour_is_a_film_and_a_report(tmp_path, frames):
+    hour_ns = 3600 * 10**9
+    with BagWriter(tmp_path / "bag") as bag:
+        for index in range(3):
+            stamp_ns = START_NS + index * hour_ns
+            bag.write("/camera/image", stamp_ns, image_message(stamp_ns, frames[index]))
+    words = ["--output", str(tmp_path / "out"), "--model", "grid"]
+    assert main(["replay", str(tmp_path / "bag"), *words]) == 0
+    metrics = json.loads((tmp_path / "out" / "bag" / "metrics.json").read_text())
+    assert metrics["rate_hz"] == pytest.approx(1 / 3600, rel=1e-3)
+    film = cv2.VideoCapture(str(tmp_path / "out" / "bag" / "annotated.mp4"))
+    assert sum(1 for _ in iter(lambda: film.read()[0], False)) == 3
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_ground_truth_is_scored(tmp_path, frames):
