@@ -72,9 +72,15 @@ class _Tile:
 
 
 class WorstCases:
-    """Looks at every step for the worst blackouts, segmentations and tracks of the own tracker."""
+    """Looks at every step for the worst blackouts, segmentations and tracks of the own tracker.
 
-    def __init__(self) -> None:
+    A tracker that believes in an object when it was seen in `confirm_hits` frames cannot be blamed
+    for what it misses in the first ones of a session.
+    """
+
+    def __init__(self, confirm_hits: int) -> None:
+        self._confirm_hits = confirm_hits
+        self._session, self._tracked_frames = b"", 0
         self._cases: dict[str, dict[int, Case]] = {}
         self._tiles: dict[int, list[_Tile]] = {}
         self._small: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -126,6 +132,9 @@ class WorstCases:
 
     def add_tracking(self, number: int, step: Step, truth: TrueBoxes, output: TrackOutput) -> None:
         """Take a frame with true boxes and what the own tracker said."""
+        if output.session != self._session:
+            self._session, self._tracked_frames, self._pairs = output.session, 0, {}
+        self._tracked_frames += 1
         tracks = believed(output)
         overlaps = iou(
             truth.boxes[:, None], np.array([t.box for t in tracks]).reshape(-1, 4)[None]
@@ -147,7 +156,7 @@ class WorstCases:
         small, scale = self._shrunk(number, step.frame.image)
         tiles = [self._before, _Tile(small, scale, output, truth.boxes, f"step {number}")]
         self._before = tiles[1]
-        if len(truth.ids):
+        if len(truth.ids) and self._tracked_frames >= self._confirm_hits:
             moment = (number, step.stamp_ns, min(1.0, wrong / len(truth.ids)), caption)
             self._consider(
                 "tracking",

@@ -237,6 +237,18 @@ def test_a_truth_that_cannot_be_read_fails_before_anything_is_done(tmp_path, cap
     assert "one each" in capsys.readouterr().err
 
 
+def test_no_worst_case_is_told_of_frames_in_which_nothing_can_be_confirmed(tmp_path):
+    path, truth = bag(tmp_path / "bag"), tmp_path / "gt.txt"
+    truth.write_text("".join(f"{frame},1,1,1,3,3,1\n" for frame in range(1, 13)))  # no object
+
+    def first(confirm_hits):
+        job = ReplayJob(path, tmp_path / f"{confirm_hits}", "grid", truth=truth)
+        job = replace(job, tracker=replace(job.tracker, confirm_hits=confirm_hits))
+        return [case["step"] for case in run_job(job)["worst"] if case["kind"] == "tracking"]
+
+    assert (first(1), first(3)) == ([0], [2])
+
+
 def test_masks_that_do_not_fit_are_a_warning_and_bad_segmentations_are_shown(tmp_path):
     labels = np.zeros(SIZE, np.uint8)
     labels[10:30, 20:50] = 1
@@ -303,7 +315,7 @@ def test_a_series_keeps_its_length_its_mean_and_its_blackouts():
         state = SensorState.BLACK if number == 1234 else SensorState.OK
         found = Segmentation(stamp(number), state, "grid", number)
         tracks = replace(output.tracks, sensor_state=state)
-        series.add(stamp(number), found, tracks)
+        series.add(stamp(number) - stamp(0), found, tracks)
     columns = series.metrics()["series"]
     assert SERIES_POINTS / 2 <= len(columns["stamp_s"]) <= SERIES_POINTS
     assert columns["sensor_state"].count("BLACK") == 1
