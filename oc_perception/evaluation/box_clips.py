@@ -4,7 +4,8 @@
 Relational Reasoning*, section 4.4), and with frames blacked out.
 
 Every stretch of up to `longest` frames is a clip; in each the five largest objects of its first
-frame are followed. IoU is averaged over all later frames in which an object is present, over
+frame are followed, of those in sight there: nobody can look for what was hidden when it was given,
+more than half behind another box that reaches lower down. IoU is averaged over all later frames in which an object is present, over
 clips, and then over recordings, so that the longest one does not drown the others.
 
 Baselines need no learning: a box that stays, and one that goes on as in the first two true boxes,
@@ -53,6 +54,11 @@ def cut_clips(
     return world.motion(torch.full_like(starts, recording), chosen)
 
 
+def given(motion: RecordedMotion) -> Tensor:
+    """Whose boxes `(B, M)` are given in the first frame."""
+    return motion.visible[:, 0]
+
+
 def baselines(boxes: Tensor) -> dict[str, Followed]:
     """`frozen` and `linear` of true boxes `(B, T, M, 4)`."""
     time = torch.arange(boxes.shape[1], device=boxes.device)[:, None, None]
@@ -74,7 +80,7 @@ def follow(
 
     `advance` is called after each batch of 8 clips.
     """
-    boxes, there = true_boxes(motion), motion.present[:, 0]
+    boxes, there = true_boxes(motion), given(motion)
     black = test_layout(boxes.shape[1], boxes.device)
     parts: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(boxes), _BATCH):
@@ -111,7 +117,7 @@ def score(motion: RecordedMotion, followed: Mapping[str, Followed]) -> dict[str,
     blind = frame - torch.where(black, 0, frame).cummax(0).values
     back = torch.zeros_like(black)
     back[1:] = black[:-1] & ~black[1:]
-    later = motion.present & motion.present[:, :1] & (frame > 0)[:, None]
+    later = motion.present & given(motion)[:, None] & (frame > 0)[:, None]
 
     def mean(overlap: Tensor, frames: Tensor) -> float | None:
         counted = later & frames[:, None]

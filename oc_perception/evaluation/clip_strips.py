@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from oc_perception.evaluation.box_clips import Followed
+from oc_perception.evaluation.box_clips import Followed, given
 from oc_perception.evaluation.draw import color
 from oc_perception.models.clips import test_layout, true_boxes
 from oc_perception.worlds.recorded_tracks import RecordedMotion, RecordedTracks
@@ -46,7 +46,7 @@ def draw_strips(
             columns[np.abs(columns - last).argmin()] = last
         true = true_boxes(one)[0]
         boxes = found[name][method].blacked[clip]
-        there = one.present[0] & one.present[0, :1]
+        there = one.present[0] & given(one)
         scale = _WIDTH / size[1]
         pictures = []
         for column in columns:

@@ -289,12 +289,13 @@ class RecordedTracks(World):
         return (light + _COLOUR * self._normal(batch, 3)).exp()
 
     def _choose(self, boxes: Tensor, present: Tensor, visible: Tensor, augment: bool) -> Tensor:
-        """Columns of those to follow `(B, M)`, of those present in the first frame: random ones,
-        in sight if possible, or the largest.
+        """Columns of those to follow `(B, M)`, of those present in the first frame, in sight if
+        possible: random ones, or the largest.
         """
         score = boxes[..., 2:].prod(-1)
         if augment:
-            score = self._uniform(0, 1, *present.shape) + visible
+            score = self._uniform(0, 1, *present.shape)
+        score = score / score.amax(1, keepdim=True).clamp(min=1e-9) + visible
         order = (score * present).sort(dim=1, descending=True, stable=True).indices
         return order[:, : self.config.max_objects]
 

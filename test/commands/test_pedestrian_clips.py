@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark of boxes followed through recordings, on squares that move straight on."""
 
+import dataclasses
 import json
 
 import cv2
@@ -67,6 +68,15 @@ def test_straight_motion_is_linear_and_what_stays_is_frozen(data):
     assert scores["frozen"]["iou_blind"]["5"] == pytest.approx(blind_5, abs=1e-4)
 
 
+def test_who_is_hidden_in_the_first_frame_does_not_count(data):
+    clip = cut_clips(held_out(data, 0.6), 0)
+    everyone = score(clip, baselines(true_boxes(clip)))["frozen"]["iou"]
+    moving = clip.positions[:, 0, :, 0] != clip.positions[:, 1, :, 0]
+    visible = clip.visible & ~moving[:, None]
+    rest = score(dataclasses.replace(clip, visible=visible), baselines(true_boxes(clip)))
+    assert rest["frozen"]["iou"] == pytest.approx(1, abs=1e-4) and everyone < 0.8
+
+
 def test_means_leave_out_what_is_unknown():
     scores = [{"a": 1.0, "b": {"1": None}}, {"a": 0.5, "b": {"1": 0.25}}]
     assert average(scores) == {"a": 0.75, "b": {"1": 0.25}}
@@ -76,8 +86,8 @@ def test_means_leave_out_what_is_unknown():
 def test_runs_are_scored_beside_the_baselines(data, tmp_path, capsys):
     torch.manual_seed(0)
     model = create_model(
-        "hart", frame_size=[36, 48], glimpse_size=[12, 12], channels=[8, 8, 8], kernel_size=3,
-        size=16, horizon=0, num_features=0, inertia=True,
+        "inert_hart", frame_size=[36, 48], glimpse_size=[24, 24], channels=[8, 8, 8],
+        kernel_size=3, size=16,
     )  # fmt: skip
     save_checkpoint(model, tmp_path / "run")
     report, strip = tmp_path / "report.json", tmp_path / "strip.jpg"

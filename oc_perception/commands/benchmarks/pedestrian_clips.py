@@ -117,7 +117,7 @@ def recordings(directory: Path) -> list[Path]:
 
 
 def _described(clip: Any) -> dict[str, int]:
-    later = clip.present & clip.present[:, :1]
+    later = clip.present & box_clips.given(clip)[:, None]
     return {
         "clips": len(clip.present),
         "frames_per_clip": clip.present.shape[1],
