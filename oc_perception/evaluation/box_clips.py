@@ -5,8 +5,9 @@ Relational Reasoning*, section 4.4), and with frames blacked out.
 
 Every stretch of up to `longest` frames is a clip; in each the five largest objects of its first
 frame are followed, of those in sight there: nobody can look for what was hidden when it was given,
-more than half behind another box that reaches lower down. IoU is averaged over all later frames in which an object is present, over
-clips, and then over recordings, so that the longest one does not drown the others.
+more than half behind another box that reaches lower down. IoU is averaged over all later frames in
+which an object is present, over clips, and then over recordings, so that the longest one does not
+drown the others.
 
 Baselines need no learning: a box that stays, and one that goes on as in the first two true boxes,
 one more than trackers are given.
