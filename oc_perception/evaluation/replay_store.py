@@ -57,7 +57,7 @@ class ReplayJob:
 
 
 def job_key(job: ReplayJob, identity: str, truth_identity: str) -> str:
-    """Of a job on a recording and its truth: configuration and weights go in, too."""
+    """Of a job on a recording and its truth: configuration, weights and software go in, too."""
     tracker = job.tracker
     weights = {"model": _weights_digest(job.model)}
     if tracker.tracker == "mohart":
@@ -70,7 +70,7 @@ def job_key(job: ReplayJob, identity: str, truth_identity: str) -> str:
         "configuration": job.configuration(),
         "weights": weights,
         "truth": truth_identity,
-        "version": versions().get("oc_perception"),
+        "versions": versions(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -18,11 +18,12 @@ from oc_perception.bags.frames import Frame
 from oc_perception.bags.messages import compressed_message, image_message, segmentation_message
 from oc_perception.bags.writer import BagWriter
 from oc_perception.cli import main
+from oc_perception.evaluation import replay_store
 from oc_perception.evaluation.replay import _Judge, create_perception, run_job
 from oc_perception.evaluation.replay_files import Files
 from oc_perception.evaluation.replay_scores import SERIES_POINTS, Series, TrackingScores
 from oc_perception.evaluation.replay_steps import Step
-from oc_perception.evaluation.replay_store import ReplayJob
+from oc_perception.evaluation.replay_store import ReplayJob, job_key
 from oc_perception.evaluation.replay_timing import Stopwatch
 from oc_perception.evaluation.report_data import read_run
 from oc_perception.models.registry import create_model, save_checkpoint
@@ -116,6 +117,18 @@ def test_a_second_run_does_only_what_is_missing(tmp_path):
     assert replay(*paths, "--output", output, "--no-self-test") == 0
     assert (output / "one" / "timing.json").read_bytes() != done, "another configuration"
     assert "self_test" not in report(output)["bags"][0]
+
+
+def test_other_software_or_weights_are_another_replay(monkeypatch, checkpoint):
+    job = ReplayJob(None, None, str(checkpoint))
+    keys = [job_key(job, "recording", "truth")]
+    monkeypatch.setattr(replay_store, "versions", lambda: {"torch": "0.1"})
+    keys.append(job_key(job, "recording", "truth"))
+    replay_store._weights_digest.cache_clear()
+    (checkpoint / "note.txt").write_text("trained longer")
+    keys.append(job_key(job, "recording", "truth"))
+    (checkpoint / "note.txt").unlink()
+    assert len(set(keys)) == 3
 
 
 def test_what_an_interrupt_leaves_is_whole_and_goes_on_where_it_ended(tmp_path, monkeypatch):
