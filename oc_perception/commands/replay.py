@@ -30,7 +30,7 @@ from oc_perception.evaluation.report import write_report
 from oc_perception.progress import Progress
 from oc_perception.tracking.config import TRACKERS, TrackerConfig
 
-_UNSAID = ("schema", "job_key")
+_UNSAID = ("schema", "job_key", "recording")
 _VIDEO_HZ = 5.0
 
 

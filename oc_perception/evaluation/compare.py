@@ -32,7 +32,7 @@ from oc_perception.evaluation.report_statistics import (
 )
 from oc_perception.evaluation.report_text import schedule_name
 
-_SAME = ("topic", "frames", "duration_s")
+_SAME = ("topic", "frames", "duration_s", "recording")
 """What two replays of one recording have in common, whatever the model."""
 _SCORES = (
     ("tracking", "hota", "HOTA", 1, True),
@@ -105,10 +105,12 @@ def _pairs(a: Run, b: Run) -> list[tuple[BagRun, BagRun]]:
         )
     for own, other in pairs:
         for key in _SAME:
-            if own.metrics[key] != other.metrics[key]:
+            one, another = (bag.metrics.get(key) for bag in (own, other))
+            if one != another:
                 raise ReportError(
                     f"{own.name} is not the same recording in {a.directory} and {b.directory}: "
-                    f"{key} is {own.metrics[key]} and {other.metrics[key]}. Replay the same bags."
+                    f"{key} is {one} and {another}. Replay the same bags, in the same order if "
+                    "some have one name."
                 )
     return pairs
 
@@ -138,7 +140,8 @@ def _resampled(pairs: Sequence[tuple[BagRun, BagRun]]) -> str:
         if len(pairs) == 1
         else f"the {len(pairs)} recordings, and within each of them its blackouts"
     )
-    return f"redrawn {RESAMPLES} times, in pairs: {drawn}"
+    rough = "; from so few recordings they are rough" if 1 < len(pairs) < LEAST_DRAWN else ""
+    return f"redrawn {RESAMPLES} times, in pairs: {drawn}{rough}"
 
 
 def _self_test(pairs: Sequence[tuple[BagRun, BagRun]]) -> list[Row]:

@@ -75,16 +75,18 @@ def run_job(
     OSError where `job.output` cannot be written.
     """
     with open_sequence(job.bag, job.topic, job.truth, job.fps) as sequence:
-        key = job_key(job, sequence.identity(), sequence.truth_identity())
+        identity = sequence.identity()
+        key = job_key(job, identity, sequence.truth_identity())
         metrics = finished(job, key)
         if metrics is None:
-            metrics = _replay(job, key, sequence, on_start, on_frame)
+            names = {"job_key": key, "bag": sequence.name, "recording": identity}
+            metrics = _replay(job, names, sequence, on_start, on_frame)
     return metrics
 
 
 def _replay(
     job: ReplayJob,
-    key: str,
+    names: dict[str, str],
     sequence: Sequence,
     on_start: Callable[[int], None],
     on_frame: Callable[[], None],
@@ -102,8 +104,7 @@ def _replay(
                 judge.add(number, step)
     metrics = {
         "schema": SCHEMA,
-        "job_key": key,
-        "bag": sequence.name,
+        **names,
         "topic": sequence.topic,
         "model": perception.discovery.model.name,
         "tracker": judge.runs.own,

@@ -119,6 +119,21 @@ def test_equal_trackers_are_seldom_told_apart(tmp_path):
     assert total == 40 and marked <= 7
 
 
+def test_recordings_of_one_name_and_length_are_told_apart(tmp_path):
+    def recording(identity):
+        return lambda found: found.update(recording=identity)
+
+    a, b = (read_run(replay(tmp_path / n, bags=1, change=recording(n))) for n in "ab")
+    with pytest.raises(ReportError, match="recording is a and b"):
+        compare(a, b)
+
+
+def test_intervals_from_few_recordings_are_called_rough(tmp_path):
+    for bags, rough in ((1, False), (3, True), (5, False)):
+        run = read_run(replay(tmp_path / f"{bags}", bags=bags))
+        assert ("rough" in compare(run, run)["resampled"]) == rough
+
+
 def test_scores_over_few_recordings_have_no_interval(tmp_path):
     a, b = (read_run(replay(tmp_path / n, s, bags=4)) for n, s in (("a", 1.0), ("b", 0.5)))
     row = rows_of(compare(a, b))["against true boxes", "HOTA"]
