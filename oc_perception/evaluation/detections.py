@@ -124,19 +124,20 @@ def _scores(counts: np.ndarray) -> Scores:
 
 
 def film_strip(
-    frames: list[np.ndarray], truths: list[np.ndarray], finder: ModelFinder
+    frames: list[np.ndarray], truths: list[np.ndarray], finder: ModelFinder, footage: bool = True
 ) -> np.ndarray:
     """Two rows on white: `frames` `(H, W, 3)` with their true boxes `(N, 4)`, below them what the
-    model finds, each slot in a colour of its own.
+    model finds, each slot in a colour of its own. Without `footage` on black.
     """
     upper, lower = [], []
     for number, (frame, true) in enumerate(zip(frames, truths, strict=True)):
         found = finder(frame, 1_000_000_000 * (number + 1))
         labels = finder.segmentation.label_image
-        canvas = frame // 2
+        shown = frame if footage else np.zeros_like(frame)
+        canvas = shown // 2
         for detection in finder.segmentation.objects:
             canvas[labels == detection.label] = color(1 + detection.label)
-        upper.append(_tile(frame, true, _TRUE))
+        upper.append(_tile(shown, true, _TRUE))
         lower.append(_tile(canvas, found, _FOUND))
     return np.vstack([np.hstack(upper), np.hstack(lower)])
 

@@ -112,6 +112,9 @@ def test_the_strip_shows_each_frame_twice():
     finder = ModelFinder(Discovery(load_model("grid")))
     strip = film_strip([frame(0), frame(9)], [true_box(0), true_box(9)], finder)
     assert strip.shape == (2 * 244, 2 * 324, 3)
+    bare = film_strip([frame(0), frame(9)], [true_box(0), true_box(9)], finder, footage=False)
+    lit = [(picture[:240] > 0).all(2).mean() for picture in (strip, bare)]
+    assert lit[1] < 0.1 < lit[0]  # boxes and margins are left
 
 
 def test_the_command_reports_models_beside_baselines(tmp_path, capsys):

@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the last share of the time (default: %(default)s)")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write the report there; - for stdout")
     parser.add_argument("--strip", metavar="FILE", help="draw what the first model finds there")
+    parser.add_argument("--no-footage", action="store_true",
+                        help="draw boxes and slots alone, where pictures are private")  # fmt: skip
     parser.add_argument("--device", default="cpu")
 
 
@@ -76,7 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         if not scores["grid"]["all"]["true"]:
             raise UserError(f"{arguments.bag} has no true boxes: give them by --truth.")
         if arguments.strip:
-            _draw(sequence, _model_finder(arguments.model[0], arguments), arguments.strip)
+            finder = _model_finder(arguments.model[0], arguments)
+            _draw(sequence, finder, arguments.strip, not arguments.no_footage)
     report = {
         "recording": sequence.name,
         "iou": arguments.iou,
@@ -125,7 +128,7 @@ def _training(name: str) -> dict[str, object]:
     return effort
 
 
-def _draw(sequence: Sequence, finder: ModelFinder, path: str) -> None:
+def _draw(sequence: Sequence, finder: ModelFinder, path: str, footage: bool) -> None:
     """Evenly spaced frames, the last one among those kept from training."""
     wanted = np.linspace(0, sequence.num_frames - 1, _STRIP_FRAMES).round().astype(int)
     shown = [
@@ -133,7 +136,7 @@ def _draw(sequence: Sequence, finder: ModelFinder, path: str) -> None:
         for number, frame in enumerate(sequence.frames())
         if number in wanted and isinstance(frame.image, np.ndarray) and frame.boxes is not None
     ]
-    strip = film_strip([f.image for f in shown], [f.boxes.boxes for f in shown], finder)
+    strip = film_strip([f.image for f in shown], [f.boxes.boxes for f in shown], finder, footage)
     is_jpeg = Path(path).suffix.lower() in (".jpg", ".jpeg")
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if is_jpeg else []
     if not cv2.imwrite(path, cv2.cvtColor(strip, cv2.COLOR_RGB2BGR), quality):
