@@ -109,10 +109,12 @@ def test_a_model_finds_the_tight_rectangles_of_its_objects():
 
 
 def test_the_strip_shows_each_frame_twice():
-    finder = ModelFinder(Discovery(load_model("grid")))
-    strip = film_strip([frame(0), frame(9)], [true_box(0), true_box(9)], finder)
+    def draw(footage):
+        finder = ModelFinder(Discovery(load_model("grid")))
+        return film_strip([frame(0), frame(9)], [true_box(0), true_box(9)], finder, footage)
+
+    strip, bare = draw(True), draw(False)
     assert strip.shape == (2 * 244, 2 * 324, 3)
-    bare = film_strip([frame(0), frame(9)], [true_box(0), true_box(9)], finder, footage=False)
     lit = [(picture[:240] > 0).all(2).mean() for picture in (strip, bare)]
     assert lit[1] < 0.1 < lit[0]  # boxes and margins are left
 
