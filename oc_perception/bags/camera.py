@@ -96,18 +96,18 @@ def frames(
 
     Only images recorded `start_ns <= t < stop_ns` are decoded; companions are looked for up to
     `margin_ns` around. Holds COMPANION_LOOKAHEAD_FRAMES frames at most. The camera matrix is the
-    newest recorded.
+    newest recorded. Like the nodes, leaves out a camera matrix and depth that do not fit an image.
     """
     companions: _Companions = {
         t: OrderedDict() for t in (topics.depth, topics.truth, topics.true_tracks) if t
     }
     pending: deque[_Pending] = deque()
-    camera_matrix, index = None, 0
+    camera_info, index = None, 0
     wanted = [topics.image, *companions]
     if topics.camera_info:
         wanted.append(topics.camera_info)
         first = next(bag.messages([topics.camera_info]), None)
-        camera_matrix = None if first is None else first[2].k.reshape(3, 3)
+        camera_info = None if first is None else first[2]
     if start_ns > 0:
         index = bag.count_before(topics.image, start_ns)
 
@@ -125,9 +125,9 @@ def frames(
             continue
         if is_image:
             time_ns = stamp_ns(message.header.stamp)
-            pending.append(_Pending(index - 1, time_ns, message, camera_matrix))
+            pending.append(_Pending(index - 1, time_ns, message, camera_info))
         elif channel.topic == topics.camera_info:
-            camera_matrix = message.k.reshape(3, 3)
+            camera_info = message
         else:
             found = companions[channel.topic]
             found[stamp_ns(message.header.stamp)] = message
@@ -150,7 +150,7 @@ class _Pending:
     index: int
     stamp_ns: int
     message: Any = field(repr=False)
-    camera_matrix: np.ndarray | None
+    camera_info: Any
 
 
 def _frame(bag: Bag, topics: BagTopics, pending: _Pending, companions: _Companions) -> Frame:
@@ -167,23 +167,53 @@ def _frame(bag: Bag, topics: BagTopics, pending: _Pending, companions: _Companio
         image: np.ndarray | MalformedImage = rgb_from_message(pending.message)
     except MalformedImage as error:
         image = error
+    depth_m = companion(topics.depth, depth_from_message)
+    camera_matrix = None if pending.camera_info is None else pending.camera_info.k.reshape(3, 3)
+    misfit = _misfit(pending.camera_info, depth_m, image)
+    if misfit:
+        bag.skipped.note(misfit)
+        depth_m = camera_matrix = None
     return Frame(
         index=pending.index,
         stamp_ns=pending.stamp_ns,
         image=image,
-        depth_m=companion(topics.depth, depth_from_message),
-        camera_matrix=pending.camera_matrix,
+        depth_m=depth_m,
+        camera_matrix=camera_matrix,
         truth=companion(topics.truth, segmentation_from_message),
         boxes=companion(topics.true_tracks, _true_boxes),
     )
 
 
+def _misfit(camera_info: Any, depth_m: np.ndarray | None, image: Any) -> str:
+    """Why depth says nothing about an image, or nothing."""
+    if depth_m is None or not isinstance(image, np.ndarray):
+        return ""
+    size = image.shape[:2]
+    if depth_m.shape != size:
+        return (
+            f"The depth is of {depth_m.shape[1]}x{depth_m.shape[0]} px, the images of "
+            f"{size[1]}x{size[0]}: it is left out (register depth to colour)."
+        )
+    if camera_info is None:
+        return ""
+    matrix = camera_info.k.reshape(3, 3)
+    if not (np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0):
+        return "camera_info has no usable matrix k: depth is left out (calibrate the camera)."
+    if (camera_info.height, camera_info.width) != size:
+        return (
+            f"camera_info is of {camera_info.width}x{camera_info.height} px, the images of "
+            f"{size[1]}x{size[0]}: depth is left out (record the camera_info of these images)."
+        )
+    return ""
+
+
 def _true_boxes(message: Any) -> TrueBoxes:
+    """Raises ValueError for boxes that are none."""
     tracks = track_output_from_messages(message).tracks
-    return TrueBoxes(
-        np.array([track.id for track in tracks], np.int64),
-        np.array([track.box for track in tracks], float).reshape(-1, 4),
-    )
+    boxes = np.array([track.box for track in tracks], float).reshape(-1, 4)
+    if not (np.isfinite(boxes).all() and (boxes[:, 2:] >= 0).all()):
+        raise ValueError("a box is not finite, or of negative size")
+    return TrueBoxes(np.array([track.id for track in tracks], np.int64), boxes)
 
 
 def _is_depth(bag: Bag, topic: str) -> bool:

@@ -220,6 +220,43 @@ def test_one_image_among_many_changes_the_identity(tmp_path):
     assert len(found) == 2
 
 
+@pytest.mark.parametrize(
+    ("depth_size", "info_size", "focal", "warning"),
+    [
+        ((12, 16), (12, 16), 100.0, None),
+        ((6, 8), (12, 16), 100.0, "The depth is of 8x6 px"),
+        ((12, 16), (12, 16), 0.0, "no usable matrix"),  # as drivers say "not calibrated"
+        ((12, 16), (24, 32), 100.0, "camera_info is of 32x24 px"),
+    ],
+)
+def test_depth_that_does_not_fit_is_left_out(tmp_path, depth_size, info_size, focal, warning):
+    matrix = np.diag([focal, focal, 1.0])
+    depth = image_message(stamp(0), np.ones(depth_size, np.float32))
+    info = camera_info_message(stamp(0), matrix, *info_size)
+    beside = [("/camera/depth", stamp(0), depth), ("/camera/camera_info", stamp(0), info)]
+    with open_sequence(rosbag2(tmp_path / "bag", [*images(FRAMES[:2]), *beside])) as sequence:
+        first, second = sequence.frames()
+        assert (first.depth_m is None) == (first.camera_matrix is None) == (warning is not None)
+        assert second.depth_m is None and isinstance(second.image, np.ndarray)
+        assert len(sequence.warnings) == bool(warning)
+        assert warning is None or warning in sequence.warnings[0]
+
+
+@pytest.mark.parametrize("box", [(np.nan, 5, 4, 4), (5, 5, -4, 4)])
+def test_true_boxes_that_are_none_are_left_out(tmp_path, box):
+    def tracks(index, box):
+        numbers = np.array(box, float), np.zeros(2), np.eye(4)
+        track = Track(1, TrackState.CONFIRMED, *numbers, 0.9, 5, 5, stamp(index))
+        output = TrackOutput(stamp(index), stamp(index), bytes(16), SensorState.OK, (track,), ())
+        return "/ground_truth/tracks", stamp(index), track_messages(output)[0]
+
+    recorded = [*images(FRAMES[:2]), tracks(0, (5, 5, 4, 4)), tracks(1, box)]
+    bag = rosbag2(tmp_path / "bag", sorted(recorded, key=lambda m: m[1]))
+    with open_sequence(bag) as sequence:
+        assert [frame.boxes is None for frame in sequence.frames()] == [False, True]
+        assert "1 message(s) on /ground_truth/tracks left out" in sequence.warnings[0]
+
+
 def test_a_truth_of_another_length_is_told_whatever_pictures_are_missing(tmp_path):
     path, truth = motchallenge(tmp_path / "it"), tmp_path / "gt.txt"
     for rows, warning in (("5,1,1,1,4,4,1\n12,1,1,1,4,4,1\n13,1,1,1,4,4,0\n", None),
@@ -306,7 +343,7 @@ def test_packed_depth_is_metres(tmp_path, kind, encoded):
     head[1:] = np.array([a, b], np.float32).view(np.uint32)
     data = head.tobytes() + cv2.imencode(".png", raw)[1].tobytes()
     topic = "/camera/depth/compressedDepth"
-    messages = images(FRAMES[:3])
+    messages = images(pictures(3, *raw.shape))
     for i in range(3):
         packed = compressed_message(stamp(i), f"{kind}; compressedDepth", data)
         messages.append((topic, stamp(i), packed))
