@@ -113,7 +113,7 @@ class WorstCases:
                 f"{row['frames']} frames hidden: {wrong} of {row['tracked']} identities not kept, "
                 f"error {row['error_sizes'] or 0.0:.2f} box sizes"
             )
-            moment = (branch.start, step.stamp_ns, score, caption)
+            moment = (branch.start, branch.start_ns, score, caption)
             self._consider(
                 "blackout", number, *moment, lambda tiles=tiles: [t.draw() for t in tiles]
             )

@@ -62,8 +62,9 @@ class Arm:
 
 @dataclass
 class Branch:
-    """A blackout under way: `hidden` `(L,)` bool from step `start` on, `age` steps of it done,
-    `settled` frames seen after it. `discovery` is None for a model without memory.
+    """A blackout under way: `hidden` `(L,)` bool from step `start` on, whose stamp is `start_ns`
+    (0: it is still to come), `age` steps of it done, `settled` frames seen after it. `discovery`
+    is None for a model without memory.
     """
 
     schedule: str
@@ -71,6 +72,7 @@ class Branch:
     hidden: np.ndarray
     discovery: DiscoveryState | None
     arms: dict[str, Arm]
+    start_ns: int = 0
     age: int = 0
     settled: int = 0
 
@@ -180,6 +182,7 @@ class SelfTest:
         return hidden
 
     def _advance(self, branch: Branch, step: Step) -> None:
+        branch.start_ns = branch.start_ns or step.stamp_ns
         blind = branch.blind
         usable = step.output.segmentation.sensor_state == SensorState.OK
         found = None if blind else self._found(branch, step)

@@ -262,6 +262,15 @@ def test_no_worst_case_is_told_of_frames_in_which_nothing_can_be_confirmed(tmp_p
     assert (first(1), first(3)) == ([0], [2])
 
 
+def test_the_stamp_of_a_worst_blackout_is_that_of_its_first_step(tmp_path):
+    with BagWriter(tmp_path / "bag") as writer:  # identities end where the size changes
+        for index, image in enumerate([*noise(15), *noise(15, size=(96, 80))]):
+            writer.write("/camera/image", stamp(index), image_message(stamp(index), image))
+    metrics = run_job(ReplayJob(tmp_path / "bag", tmp_path / "out", "grid", baselines=False))
+    found = [case for case in metrics["worst"] if case["kind"] == "blackout"]
+    assert found and all(case["stamp_ns"] == stamp(case["step"]) for case in found)
+
+
 def test_masks_that_do_not_fit_are_a_warning_and_bad_segmentations_are_shown(tmp_path):
     labels = np.zeros(SIZE, np.uint8)
     labels[10:30, 20:50] = 1
