@@ -18,8 +18,11 @@ from oc_perception.resources import share_directory
 
 def provenance(device: str = "cpu") -> dict[str, str | None]:
     """`command`, `commit` (None outside a checkout), `machine` and `torch` of this process."""
+    program = Path(sys.argv[0]).name
+    if program == "cli.py":  # run as a module, in a source tree or under torchrun
+        program = "oc-perception"
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
         "commit": _commit(),
         "machine": machine(device),
         "torch": torch.__version__,
