@@ -6,7 +6,8 @@
 #     scripts/setup.sh packages    .venv with the library, its dependencies and the wheels of ROS 2
 #     scripts/setup.sh overlay     messages and package built by colcon into install/
 #
-# PYTHON=/path/to/python3 chooses the interpreter. Output of the tools goes to log/setup_*.log.
+# PYTHON=/path/to/python3 chooses the interpreter, EXTRAS=test,fleet adds Ray. Output of the tools
+# goes to log/setup_*.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -127,7 +128,7 @@ packages() {
     choose_torch
     run_step "Installing packages" setup_packages.log "$venv/bin/python" -m pip install \
         --disable-pip-version-check --progress-bar off \
-        -r scripts/requirements-ros.txt "$torch" -e ".[test]" ||
+        -r scripts/requirements-ros.txt "$torch" -e ".[${EXTRAS:-test}]" ||
         fail "pip could not install the packages; the whole output is in log/setup_packages.log.
 A package index must be reachable. Behind a proxy or a mirror set HTTPS_PROXY or PIP_INDEX_URL,
 then call make again."
