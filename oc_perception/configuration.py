@@ -118,6 +118,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def node_parameters(content: dict[str, Any], node: str) -> dict[str, Any]:
+    """What a ROS parameter file sets for `node` in any namespace, as a mapping of its own; without
+    an entry for it, `content` itself: so one file serves the node and what runs without ROS.
+    """
+    for name, entry in content.items():
+        if str(name).rpartition("/")[2] == node and isinstance(entry, Mapping):
+            return dict(entry.get("ros__parameters") or {})
+    return content
+
+
 def override(mapping: Mapping[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:
     """A copy of `mapping` with `key.sub=value` assignments applied (values parsed as YAML)."""
     result = {

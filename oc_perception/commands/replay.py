@@ -22,7 +22,7 @@ from typing import Any
 
 from oc_perception.bags.sequence import recording_name
 from oc_perception.cli import UserError
-from oc_perception.configuration import from_mapping, read_yaml
+from oc_perception.configuration import from_mapping, node_parameters, read_yaml
 from oc_perception.evaluation.fleet import Outcome, map_jobs
 from oc_perception.evaluation.replay import create_perception, run_job
 from oc_perception.evaluation.replay_store import ReplayJob, write_report_json
@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="MOTChallenge gt.txt, or folder or tar of masks: one for all bags, or one per bag",
     )
     parser.add_argument("--fps", type=float, help="frames per second of pictures without stamps")
-    parser.add_argument("--config", type=Path, help="YAML with the keys of TrackerConfig")
+    parser.add_argument("--config", type=Path, help="YAML with the keys of TrackerConfig, or "
+                        "a parameter file of tracking_node")  # fmt: skip
     parser.add_argument(
         "--tracker",
         choices=TRACKERS,
@@ -208,7 +209,8 @@ def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
     bags, truths = arguments.bags, arguments.truth
     if len(truths) not in (0, 1, len(bags)):
         raise UserError(f"--truth names {len(truths)} files for {len(bags)} bags: one each.")
-    config = from_mapping(TrackerConfig, read_yaml(arguments.config) if arguments.config else {})
+    settings = read_yaml(arguments.config) if arguments.config else {}
+    config = from_mapping(TrackerConfig, node_parameters(settings, "tracking_node"))
     if arguments.tracker:
         config = replace(config, tracker=arguments.tracker)
     truths = truths * len(bags) if len(truths) == 1 else truths or [None] * len(bags)

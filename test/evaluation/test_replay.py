@@ -317,9 +317,14 @@ def test_a_bag_of_undecodable_images_is_reported_not_raised(tmp_path):
     assert "neither JPEG nor PNG" in metrics["first_error"]
 
 
-def test_the_command_writes_metrics_timing_and_a_summary(tmp_path, eventful_bag, capsys):
+@pytest.mark.parametrize(
+    "settings",
+    ["horizon_s: 0.5\n", "/**/tracking_node:\n  ros__parameters:\n    horizon_s: 0.5\n"],
+    ids=["keys", "parameter file"],
+)
+def test_the_command_writes_metrics_timing_and_a_summary(tmp_path, eventful_bag, capsys, settings):
     config = tmp_path / "tracking.yaml"
-    config.write_text("horizon_s: 0.5\n")
+    config.write_text(settings)
     arguments = ["replay", str(eventful_bag), "--model", "grid", "--output", str(tmp_path / "out")]
     assert main([*arguments, "--config", str(config)]) == 0
     printed = capsys.readouterr().out
