@@ -75,8 +75,13 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+    group = ProcessGroup(distributed.get_rank(), distributed.get_world_size(), device)
     try:
-        yield ProcessGroup(distributed.get_rank(), distributed.get_world_size(), device)
+        yield group
+        # Until the first process has finished: torchrun would end it if another one failed on its
+        # way out, as Gloo can where a process ends right after an exchange of tensors (PyTorch
+        # pull request 179291).
+        group.wait()
     finally:
         distributed.destroy_process_group()
 
