@@ -22,6 +22,7 @@ from oc_perception.tracking.config import TrackerConfig
 
 SCHEMA = 1
 """Of metrics.json; another number is another layout."""
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
+            own = hashlib.sha256()
             with file.open("rb") as content:
-                own = hashlib.file_digest(content, "sha256")
+                while chunk := content.read(_CHUNK_BYTES):
+                    own.update(chunk)
             digest.update(f"{file.name} {own.hexdigest()}\n".encode())
     return digest.hexdigest()
