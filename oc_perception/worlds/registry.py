@@ -13,6 +13,7 @@ from typing import Any
 
 from oc_perception.configuration import ConfigurationError, from_mapping, nearest
 from oc_perception.worlds.discs import Discs
+from oc_perception.worlds.mini_shapes import MiniShapes
 from oc_perception.worlds.published import Published
 from oc_perception.worlds.recorded_tracks import RecordedTracks
 from oc_perception.worlds.recordings import Recordings
@@ -30,6 +31,7 @@ from oc_perception.worlds.trajectories import Trajectories
 WORLDS = {
     "ambiguous_tetrominoes": AmbiguousTetrominoes,
     "discs": Discs,
+    "mini_shapes": MiniShapes,
     "published": Published,
     "recordings": Recordings,
     "recorded_tracks": RecordedTracks,
