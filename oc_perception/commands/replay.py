@@ -17,13 +17,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from oc_perception.bags.sequence import recording_name
 from oc_perception.cli import UserError
 from oc_perception.configuration import from_mapping, node_parameters, read_yaml
-from oc_perception.evaluation.fleet import Outcome, map_jobs
+from oc_perception.evaluation.fleet import Outcome, attempt, map_jobs
 from oc_perception.evaluation.replay import create_perception, run_job
 from oc_perception.evaluation.replay_store import ReplayJob, write_report_json
 from oc_perception.evaluation.report import write_report
@@ -156,17 +157,14 @@ def _one_by_one(jobs: list[ReplayJob]) -> list[Outcome]:
     outcomes = []
     for number, job in enumerate(jobs):
         display = _Display(f"{job.output.name} ({number + 1} of {len(jobs)})")
+        work = partial(run_job, on_start=display.start, on_frame=display.advance)
         try:
-            outcome = Outcome(number, run_job(job, display.start, display.advance))
-        except Exception as error:  # of one bag: the others go on
-            expected = isinstance(error, (ValueError, OSError))
-            told = str(error) if expected else f"{type(error).__name__}: {error}"
-            outcomes.append(Outcome(number, error=told))
-            continue
+            outcome = attempt(number, job, work)
         finally:
             display.finish()
         outcomes.append(outcome)
-        _print(job, outcome.metrics)
+        if outcome.metrics:
+            _print(job, outcome.metrics)
     return outcomes
 
 

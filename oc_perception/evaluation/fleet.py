@@ -66,14 +66,14 @@ def map_jobs(
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 
-def _attempted(task: _Task, work: Work) -> Outcome:
-    """The outcome of a job; whatever goes wrong in one of them is no reason to stop the others."""
+def attempt(number: int, job: ReplayJob, work: Work) -> Outcome:
+    """What `work` makes of `job`; whatever goes wrong in one is no reason to stop the others."""
     try:
-        return Outcome(task.number, work(task.job))
+        return Outcome(number, work(job))
     except (ValueError, OSError) as error:
-        return Outcome(task.number, error=str(error))
+        return Outcome(number, error=str(error))
     except Exception as error:  # a defect: say what it is
-        return Outcome(task.number, error=f"{type(error).__name__}: {error}")
+        return Outcome(number, error=f"{type(error).__name__}: {error}")
 
 
 def _died(task: _Task, reason: str) -> Outcome:
@@ -115,7 +115,7 @@ def _serve(connection: Connection, work: Work) -> None:
             task = connection.recv()
         except EOFError:
             return
-        connection.send(_attempted(task, work))
+        connection.send(attempt(task.number, task.job, work))
 
 
 def _here(jobs: Sequence[ReplayJob], workers: int, work: Work) -> Iterator[Outcome]:
@@ -191,4 +191,4 @@ def _elsewhere(directory: str, task: _Task, work: Work) -> Outcome:
     """On another machine: paths are relative to the `directory` where the command was given."""
     if os.path.isdir(directory):
         os.chdir(directory)
-    return _attempted(task, work)
+    return attempt(task.number, task.job, work)
