@@ -10,6 +10,7 @@ HERE = Path(__file__).resolve().parent
 NAME = "oc_perception"
 H5PY = "h5py>=3.12.1,<4"
 MATPLOTLIB = "matplotlib>=3.8,<4"
+SCIKIT_LEARN = "scikit-learn>=1.5,<2"
 
 
 def data_files(*directories: str) -> list[tuple[str, list[str]]]:
@@ -46,7 +47,7 @@ setup(
         "torch>=2.6,<3",
     ],
     extras_require={
-        "datasets": [H5PY],
+        "datasets": [H5PY, SCIKIT_LEARN],
         "figures": [MATPLOTLIB],
         "fleet": ["ray>=2.50,<3"],
         "test": [
@@ -55,7 +56,7 @@ setup(
             "pillow>=10",
             "pytest>=8,<10",
             "ruff>=0.9,<1",
-            "scikit-learn>=1.5,<2",
+            SCIKIT_LEARN,
         ],
     },
     entry_points={"console_scripts": [f"oc-perception = {NAME}.cli:main"]},
