@@ -82,19 +82,27 @@ def first_corners(world: World, sizes: Tensor, present: Tensor) -> Tensor:
     return corners
 
 
-def paint(motion: GlyphMotion, glyphs: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def folded(path: Tensor, steps: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """A path and its steps between two mirrors at `low` and `high`: a triangle wave of the one
+    that runs through them.
+    """
+    crossed = (path - low) / (high - low) % 2
+    return low + (high - low) * (1 - (crossed - 1).abs()), torch.where(crossed > 1, -steps, steps)
+
+
+def paint(
+    motion: GlyphMotion, glyphs: Tensor, cell: float, height: int, width: int
+) -> tuple[Tensor, Tensor]:
     """Images `(B, T, 3, H, W)` in [0, 1] and labels `(B, T, H, W)` int64 of `motion`, whose
-    objects look like `glyphs` `(B, N, G, G)`, each scaled to the larger side of its box, from its
-    upper left corner on.
+    objects look like `glyphs` `(B, N, G, G)` in [0, 1], each from the upper left corner of its box
+    on; a cell of theirs is `cell` image widths wide.
 
     A pixel takes the mean of what it covers; one at least half as bright as can be belongs to the
     brightest object, n + 1, and all others have the label 0.
     """
-    side = motion.sizes.amax(-1, keepdim=True)
-    cell = side * (width / glyphs.shape[-1])  # px
     start = (motion.positions - motion.sizes / 2) * width
-    across = _shares(start[..., :1], cell, glyphs.shape[-1], width)
-    down = _shares(start[..., 1:], cell, glyphs.shape[-1], height)
+    across = _shares(start[..., :1], cell * width, glyphs.shape[-1], width)
+    down = _shares(start[..., 1:], cell * width, glyphs.shape[-1], height)
     glyphs = glyphs.unsqueeze(1) * motion.present[..., None, None]
     pictures = down @ glyphs @ across.transpose(-1, -2)  # (B, T, N, H, W)
     grey, brightest = pictures.clamp_(0, 1).max(2)
@@ -102,7 +110,7 @@ def paint(motion: GlyphMotion, glyphs: Tensor, height: int, width: int) -> tuple
     return grey.unsqueeze(2).repeat(1, 1, 3, 1, 1), labels
 
 
-def _shares(start: Tensor, cell: Tensor, cells: int, pixels: int) -> Tensor:
+def _shares(start: Tensor, cell: float, cells: int, pixels: int) -> Tensor:
     """How much of each pixel each cell of a glyph covers along one axis, `(..., pixels, cells)`,
     for a glyph from `start` `(..., 1)` px on with cells of `cell` px.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oc_perception.worlds.glyphs import GlyphMotion, first_corners, observed, paint
+from oc_perception.worlds.glyphs import GlyphMotion, first_corners, folded, observed, paint
 from oc_perception.worlds.scenes import Scenes, World
 
 SHAPES = ("square", "disc", "triangle", "cross", "ring")
@@ -64,14 +64,18 @@ class MiniShapes(World):
         label = self._integers(len(SHAPES), batch, high)
         most = self.config.speed_px / _CANVAS_PX
         steps = self._uniform(-most, most, batch, high, 2)
-        corners, steps = _bounce(corners, steps, num_frames)
+        time = torch.arange(num_frames, device=self.device).view(-1, 1, 1)
+        corners, steps = corners.unsqueeze(1), steps.unsqueeze(1)
+        walls = (-_EXIT * _SIZE, 1 - (1 - _EXIT) * _SIZE)
+        corners, steps = folded(corners + time * steps, steps, *walls)
         return observed(corners, steps, sizes, present, {"label": label})
 
     def draw(self, motion: GlyphMotion, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Images `(B, T, 3, H, W)` in [0, 1] and label maps `(B, T, H, W)` int64 of `motion`; of a
         canvas as high as it is wide.
         """
-        return paint(motion, self._templates[motion.hidden["label"][:, 0]], height, width)
+        glyphs = self._templates[motion.hidden["label"][:, 0]]
+        return paint(motion, glyphs, _SIZE / _CELLS, height, width)
 
     def sample(self, height: int, width: int) -> Scenes:
         """First frames of fresh sequences. Factors: `position`, `velocity`, `shape`."""
@@ -83,17 +87,6 @@ class MiniShapes(World):
             "shape": motion.hidden["label"][:, 0],
         }
         return Scenes(images[:, 0], labels[:, 0], motion.present[:, 0], factors)
-
-
-def _bounce(corners: Tensor, steps: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Corners and steps `(B, T, N, 2)` of a free flight between two walls: the path that crosses
-    them is folded back as a triangle wave.
-    """
-    low, high = -_EXIT * _SIZE, 1 - (1 - _EXIT) * _SIZE
-    time = torch.arange(frames, device=corners.device).view(-1, 1, 1)
-    path = (corners.unsqueeze(1) + time * steps.unsqueeze(1) - low) / (high - low) % 2
-    folded = low + (high - low) * (1 - (path - 1).abs())
-    return folded, steps.unsqueeze(1) * torch.where(path > 1, -1, 1)
 
 
 def templates() -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from oc_perception.configuration import ConfigurationError, from_mapping, nearest
+from oc_perception.worlds.digits import Digits
 from oc_perception.worlds.discs import Discs
 from oc_perception.worlds.mini_shapes import MiniShapes
 from oc_perception.worlds.published import Published
@@ -30,6 +31,7 @@ from oc_perception.worlds.trajectories import Trajectories
 
 WORLDS = {
     "ambiguous_tetrominoes": AmbiguousTetrominoes,
+    "digits": Digits,
     "discs": Discs,
     "mini_shapes": MiniShapes,
     "published": Published,
