@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score-function estimators against sums over every latent."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from oc_perception.objectives.score_function import (
+    leave_one_out,
+    reinforce,
+    vimco,
+    vimco_released,
+)
+
+CATEGORIES, PARTICLES, DRAWS = 4, 2, 200_000
+
+
+class Categorical(NamedTuple):
+    """log p(x, z) `(C,)` of one x, logits of q `(C,)`."""
+
+    log_joint: torch.Tensor
+    logits: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def categorical():
+    generator = torch.Generator().manual_seed(3)
+    draw = torch.randn(2, CATEGORIES, generator=generator, dtype=torch.float64)
+    return Categorical(draw[0].log_softmax(0) - 1, draw[1])
+
+
+@pytest.fixture(scope="module")
+def exact(categorical):
+    """Gradient of minus the bound of two particles by the logits, over all pairs of latents."""
+    logits = categorical.logits.clone().requires_grad_()
+    log_q = logits.log_softmax(0)
+    log_weights = categorical.log_joint - log_q
+    log_sum = torch.logaddexp(log_weights.unsqueeze(0), log_weights.unsqueeze(1))
+    probability = (log_q.unsqueeze(0) + log_q.unsqueeze(1)).exp()
+    bound = (probability * (log_sum - math.log(2))).sum()
+    return -torch.autograd.grad(bound, logits)[0]
+
+
+def standardised_errors(estimator, categorical, exact):
+    """By how many standard errors the mean over draws misses the exact gradient, per logit."""
+    logits = categorical.logits.expand(DRAWS, -1).clone().requires_grad_()
+    log_probabilities = logits.log_softmax(-1)
+    z = torch.multinomial(
+        categorical.logits.softmax(-1),
+        DRAWS * PARTICLES,
+        replacement=True,
+        generator=torch.Generator().manual_seed(0),
+    ).view(DRAWS, PARTICLES)
+    log_q = log_probabilities.gather(-1, z).unsqueeze(1)
+    losses = estimator(categorical.log_joint[z].unsqueeze(1) - log_q, log_q)
+    gradients = torch.autograd.grad(losses.phi, logits)[0] * DRAWS
+    return (gradients.mean(0) - exact).abs() / (gradients.std(0) / math.sqrt(DRAWS))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [reinforce, lambda weights, log_q: reinforce(weights, log_q, -1.5), vimco],
+    ids=["reinforce", "baseline", "vimco"],
+)
+def test_gradient_of_the_bound_is_unbiased(estimator, categorical, exact):
+    assert (standardised_errors(estimator, categorical, exact) < 4).all()
+
+
+def test_released_signal_is_biased_for_the_bound(categorical, exact):
+    assert standardised_errors(vimco_released, categorical, exact).max() > 20
+
+
+def test_left_out_particle_leaves_no_trace():
+    log_weights = torch.tensor([[0.3, -2.0, 1.1, 0.0]])
+    moved = log_weights + torch.tensor([0.0, 0.0, 5.0, 0.0])
+    before, after = leave_one_out(log_weights), leave_one_out(moved)
+    assert before[0, 2] == after[0, 2]
+    assert (before[0, [0, 1, 3]] < after[0, [0, 1, 3]]).all()
+
+
+def test_left_out_particle_is_replaced_by_geometric_mean():
+    log_weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)).double()
+    w = log_weights.exp()
+    expected = ((w[:, 1] * w[:, 2]).sqrt() + w[:, 1] + w[:, 2]).div(3).log()
+    torch.testing.assert_close(leave_one_out(log_weights)[:, 0], expected)
+
+
+def test_one_huge_weight_does_not_blur_the_others():
+    log_weights = torch.tensor([[0.5, -1e8, 0.25]])
+    expected = math.log((math.exp(0.375) + math.exp(0.5) + math.exp(0.25)) / 3)
+    assert leave_one_out(log_weights)[0, 1].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("estimator", [vimco, vimco_released])
+def test_leaving_out_needs_two_particles(estimator):
+    with pytest.raises(ValueError, match="at least two"):
+        estimator(torch.zeros(3, 1, 1), torch.zeros(3, 1, 1))
+
+
+def test_groups_average_their_bounds():
+    generator = torch.Generator().manual_seed(2)
+    log_weights = torch.randn(2, 3, 4, generator=generator)
+    log_q = torch.randn(2, 3, 4, generator=generator)
+    split = vimco(log_weights.view(6, 1, 4), log_q.view(6, 1, 4))
+    torch.testing.assert_close(vimco(log_weights, log_q).phi, split.phi)
+
+
+class Switch(NamedTuple):
+    """z ~ Bern, u ~ N(0, 1), x | z, u ~ N(u + 2 z, 0.5^2); q(z) Bern, q(u | z) normal.
+
+    Parameters `(5,)`: logit of q(z = 1), means of q(u | z), log stds of q(u | z).
+    """
+
+    x: float
+    prior: float
+
+    def log_weights(self, phi, z, noise):
+        """log w and log q(z), where u = mean_z + std_z * noise."""
+        logit, means, log_stds = phi[..., :1], phi[..., 1:3], phi[..., 3:5]
+        log_q_z = torch.nn.functional.logsigmoid(torch.where(z, logit, -logit))
+        mean = torch.where(z, means[..., 1:], means[..., :1])
+        log_std = torch.where(z, log_stds[..., 1:], log_stds[..., :1])
+        u = mean + log_std.exp() * noise
+        log_p = torch.where(z, math.log(self.prior), math.log(1 - self.prior))
+        log_p = log_p - u.square() / 2 - ((self.x - u - 2 * z) / 0.5).square() / 2
+        return log_p - (log_q_z - log_std - noise.square() / 2), log_q_z
+
+
+def test_binary_and_reparameterised_latents_together_agree_with_quadrature():
+    switch = Switch(x=1.2, prior=0.3)
+    phi = torch.tensor([0.4, 0.2, -0.5, -0.7, -0.4], dtype=torch.float64)
+
+    nodes = torch.linspace(-6, 6, 81, dtype=torch.float64)
+    density = torch.exp(-nodes.square() / 2)
+    density = density / density.sum()
+    parameters = phi.clone().requires_grad_()
+    bound = 0.0
+    for first in (False, True):
+        for second in (False, True):
+            z = torch.tensor([first, second])
+            noise = torch.stack(torch.meshgrid(nodes, nodes, indexing="ij"), -1)
+            log_weights, log_q = switch.log_weights(parameters, z.expand_as(noise), noise)
+            expected = (log_weights.logsumexp(-1) - math.log(2)) * density.outer(density)
+            bound = bound + (log_q[0, 0].sum().exp() * expected.sum())
+    exact = -torch.autograd.grad(bound, parameters)[0]
+
+    draws, generator = 200_000, torch.Generator().manual_seed(5)
+    tiled = phi.expand(draws, 1, -1).clone().requires_grad_()
+    uniform = torch.rand(draws, 2, generator=generator, dtype=torch.float64)
+    noise = torch.randn(draws, 2, generator=generator, dtype=torch.float64)
+    log_weights, log_q = switch.log_weights(tiled.squeeze(1), uniform < phi[0].sigmoid(), noise)
+    loss = vimco(log_weights.unsqueeze(1), log_q.unsqueeze(1)).phi
+    mean = (torch.autograd.grad(loss, tiled)[0] * draws).mean((0, 1))
+    assert (mean - exact).norm() / exact.norm() < 0.05
