@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from oc_perception.configuration import from_mapping
-from oc_perception.models.beliefs import MotionState, corrected
+from oc_perception.models.beliefs import MotionFilter, MotionState, corrected
 from oc_perception.models.registry import register_model
 from oc_perception.models.relational import answering_network
 from oc_perception.types import Motion
@@ -89,14 +89,13 @@ class PedestriansConfig:
             raise ValueError("seen_frames must be at least 3 and below num_frames")
 
 
-class Pedestrians(nn.Module):
+class Pedestrians(MotionFilter):
     """Predicts, and corrects by positions; see the module."""
 
     task: ClassVar[str] = "motion"
 
     def __init__(self, config: PedestriansConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden, character = config.hidden, config.memory + config.num_features
         if config.relations:
             self.pair = nn.Linear(_PAIR, hidden)
@@ -114,9 +113,6 @@ class Pedestrians(nn.Module):
         self.doubt = nn.Linear(config.memory, 1)
         nn.init.zeros_(self.doubt.weight)
         nn.init.zeros_(self.doubt.bias)
-        self.register_buffer("_identity", torch.eye(4), persistent=False)
-        flight = torch.diag(torch.ones(2), 2)  # position gains velocity
-        self.register_buffer("_flight", flight, persistent=False)
 
     @property
     def num_frames(self) -> int:
@@ -125,52 +121,12 @@ class Pedestrians(nn.Module):
 
     # ---- time
 
-    def initial_state(
-        self,
-        positions: Tensor,
-        sizes: Tensor,
-        features: Tensor,
-        active: Tensor,
-        variance: Tensor,
-        aspect: float = 1.0,
-    ) -> MotionState:
-        """Objects first seen at `positions` `(B, N, 2)`, measured with `variance` `(B, N)`."""
-        speed = (self.config.initial_speed / self.config.tick_s * sizes.mean(-1)) ** 2
-        return MotionState(
-            means=torch.cat([positions, torch.zeros_like(positions)], -1),
-            covariances=torch.diag_embed(torch.stack([variance, variance, speed, speed], -1)),
-            memories=positions.new_zeros(*variance.shape, self.config.memory),
-            ages_s=torch.zeros_like(variance),
-            sizes=sizes,
-            features=features,
-            active=active,
-            aspect=aspect,
-        )
-
-    def step(
-        self,
-        state: MotionState,
-        detections: Tensor | None,
-        dt_s: float,
-        noises: Tensor | None = None,
-        seen: Tensor | None = None,
-    ) -> tuple[MotionState, MotionState]:
-        """The state after `dt_s`, and the prediction before `detections` `(B, N, 2)` of covariance
-        `noises` `(B, N, 2, 2)` corrected it; None: blind. `seen` `(B, N)`: which were detected.
-        """
-        predicted = state
-        ticks = math.ceil(dt_s / self.config.tick_s - 1e-6)
-        for _ in range(ticks):
-            predicted, _ = self.tick(predicted, dt_s / ticks)
-        if detections is None:
-            return predicted, predicted
-        seen = state.active if seen is None else seen & state.active
-        return self.update(predicted, detections, noises, seen), predicted
+    def speed_variance(self, sizes: Tensor) -> Tensor:
+        """See MotionFilter."""
+        return (self.config.initial_speed / self.config.tick_s * sizes.mean(-1)) ** 2
 
     def tick(self, state: MotionState, dt_s: float | Tensor) -> tuple[MotionState, Tensor]:
-        """One tick of `dt_s` > 0 (a number, or `(B,)`), and the attention `(B, N, N)` that objects
-        (second axis) pay to others (third).
-        """
+        """See MotionFilter."""
         tick_s = self.config.tick_s
         positions, velocities = state.means.split(2, -1)
         dt = torch.as_tensor(dt_s, dtype=positions.dtype, device=positions.device).view(-1, 1, 1)

@@ -25,7 +25,6 @@ trackers carries them through blackouts).
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from oc_perception.configuration import from_mapping
-from oc_perception.models.beliefs import MotionState, corrected
+from oc_perception.models.beliefs import MotionFilter, MotionState, corrected
 from oc_perception.models.encounters import (
     GEOMETRY,
     Encounter,
@@ -112,14 +111,13 @@ class _EdgeNetwork(nn.Module):
         return self.rest(first)
 
 
-class Relational(nn.Module):
+class Relational(MotionFilter):
     """Predicts, and corrects by detections; see the module."""
 
     task: ClassVar[str] = "motion"
 
     def __init__(self, config: RelationalConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden, memory, look = config.hidden, config.memory, config.num_features
         self.pairs = None
         if config.relations:
@@ -130,9 +128,6 @@ class Relational(nn.Module):
         self.remember = nn.GRUCell(5, memory)
         normals = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
         self.register_buffer("_normals", normals, persistent=False)
-        self.register_buffer("_identity", torch.eye(4), persistent=False)
-        flight = torch.diag(torch.ones(2), 2)  # position gains velocity
-        self.register_buffer("_flight", flight, persistent=False)
 
     @property
     def num_frames(self) -> int:
@@ -141,56 +136,12 @@ class Relational(nn.Module):
 
     # ---- time
 
-    def initial_state(
-        self,
-        positions: Tensor,
-        sizes: Tensor,
-        features: Tensor,
-        active: Tensor,
-        variance: Tensor,
-        aspect: float = 1.0,
-    ) -> MotionState:
-        """Objects first seen at `positions` `(B, N, 2)`, measured with `variance` `(B, N)`."""
-        speed = torch.full_like(variance, self.config.initial_speed**2)
-        return MotionState(
-            means=torch.cat([positions, torch.zeros_like(positions)], -1),
-            covariances=torch.diag_embed(torch.stack([variance, variance, speed, speed], -1)),
-            memories=positions.new_zeros(*variance.shape, self.config.memory),
-            ages_s=torch.zeros_like(variance),
-            sizes=sizes,
-            features=features,
-            active=active,
-            aspect=aspect,
-        )
-
-    def step(
-        self,
-        state: MotionState,
-        detections: Tensor | None,
-        dt_s: float,
-        noises: Tensor | None = None,
-        seen: Tensor | None = None,
-    ) -> tuple[MotionState, MotionState]:
-        """The state after `dt_s`, and the prediction before `detections` `(B, N, 2)` of covariance
-        `noises` `(B, N, 2, 2)` corrected it; None: blind. `seen` `(B, N)`: which were detected.
-        """
-        predicted = self.predict(state, dt_s)
-        if detections is None:
-            return predicted, predicted
-        seen = state.active if seen is None else seen & state.active
-        return self.update(predicted, detections, noises, seen), predicted
-
-    def predict(self, state: MotionState, dt_s: float) -> MotionState:
-        """The belief after `dt_s` >= 0, in equal ticks."""
-        ticks = math.ceil(dt_s / self.config.tick_s - 1e-6)
-        for _ in range(ticks):
-            state, _ = self.tick(state, dt_s / ticks)
-        return state
+    def speed_variance(self, sizes: Tensor) -> Tensor:
+        """See MotionFilter."""
+        return torch.full_like(sizes[..., 0], self.config.initial_speed**2)
 
     def tick(self, state: MotionState, dt_s: float | Tensor) -> tuple[MotionState, Tensor]:
-        """One tick of `dt_s` > 0 (a number, or `(B,)`), and the attention `(B, N, N)` that objects
-        (second axis) pay to others (third).
-        """
+        """See MotionFilter."""
         means, tick_s = state.means, self.config.tick_s
         dt = torch.as_tensor(dt_s, dtype=means.dtype, device=means.device).view(-1, 1, 1)
         size = state.sizes.mean(-1)  # (B, N)
@@ -248,9 +199,7 @@ class Relational(nn.Module):
     def update(
         self, state: MotionState, detections: Tensor, noises: Tensor, seen: Tensor
     ) -> MotionState:
-        """Condition on `detections` `(B, N, 2)` of covariance `noises` `(B, N, 2, 2)` where `seen`
-        `(B, N)`.
-        """
+        """See MotionFilter."""
         mask = seen[..., None]
         state, innovation, expected = corrected(state, detections, noises, seen)
         doubt = expected.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) + _TINY**2
