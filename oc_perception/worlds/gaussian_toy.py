@@ -2,8 +2,8 @@
 """A Gaussian model of which everything is known: optimum, evidence, gradients (Rainforth et al.
 2018, "Tighter Variational Bounds are Not Necessarily Better", section 4.1).
 
-z ~ N(mean, I), x | z ~ N(z, I), q(z | x) = N(matrix x + bias, variance I); `mean` is the generative
-parameter theta, `matrix` and `bias` are those of inference, phi.
+z ~ N(mean, I), x | z ~ N(z, I), q(z | x) = N(matrix x + bias, variance I); `mean` is generative,
+theta, `matrix` and `bias` infer, phi.
 """
 
 from __future__ import annotations
