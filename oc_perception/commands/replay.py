@@ -59,8 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="MOTChallenge gt.txt, or folder or tar of masks: one for all bags, or one per bag",
     )
     parser.add_argument("--fps", type=float, help="frames per second of pictures without stamps")
-    parser.add_argument("--config", type=Path, help="YAML with the keys of TrackerConfig, or "
-                        "a parameter file of tracking_node")  # fmt: skip
+    parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML with the keys of TrackerConfig, or a parameter file of tracking_node; of "
+        "several, the last word counts: --config FILE --config FILE",
+    )
     parser.add_argument(
         "--tracker",
         choices=TRACKERS,
@@ -139,11 +146,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _command(arguments: argparse.Namespace) -> str:
     """What was asked for, without where the results go and who does the work."""
     words = ["oc-perception", "replay", *map(str, arguments.bags), "--model", arguments.model]
-    for name in ("topic", "truth", "fps", "config", "tracker"):
+    for name in ("topic", "truth", "fps"):
         value = getattr(arguments, name)
         if value:
             values = value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
+    for config in arguments.config:
+        words += ["--config", str(config)]
+    words += ["--tracker", arguments.tracker] if arguments.tracker else []
     for name, usual in (("device", "cpu"), ("threads", 1), ("video_rate", _VIDEO_HZ)):
         value = getattr(arguments, name)
         if value != usual:
@@ -207,8 +217,10 @@ def _jobs(arguments: argparse.Namespace) -> list[ReplayJob]:
     bags, truths = arguments.bags, arguments.truth
     if len(truths) not in (0, 1, len(bags)):
         raise UserError(f"--truth names {len(truths)} files for {len(bags)} bags: one each.")
-    settings = read_yaml(arguments.config) if arguments.config else {}
-    config = from_mapping(TrackerConfig, node_parameters(settings, "tracking_node"))
+    settings = {}
+    for file in arguments.config:
+        settings |= node_parameters(read_yaml(file), "tracking_node")
+    config = from_mapping(TrackerConfig, settings)
     if arguments.tracker:
         config = replace(config, tracker=arguments.tracker)
     truths = truths * len(bags) if len(truths) == 1 else truths or [None] * len(bags)

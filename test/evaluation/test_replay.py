@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from oc_perception.evaluation.replay_steps import ReplayCounts, session_of, step
 from oc_perception.evaluation.replay_store import ReplayJob
 from oc_perception.models.registry import load_model
 from oc_perception.pipeline import Discovery, Perception
+from oc_perception.resources import share_directory
 from oc_perception.tracking.reordering import ReorderingTracker
 from oc_perception.tracking.tracker import Tracker
 from oc_perception.types import Segmentation, SensorState
@@ -338,6 +340,22 @@ def test_the_command_writes_metrics_timing_and_a_summary(tmp_path, eventful_bag,
     with Bag(written / "results") as bag:
         *_, (_, _, last) = bag.messages(["/tracking_node/trajectories"])
     assert last.trajectories[0].modes[0].points[-1].time_from_start.nanosec == 500_000_000
+
+
+def test_of_several_settings_the_last_word_counts(tmp_path, eventful_bag):
+    at_rest, moving = (
+        share_directory() / "config" / f"tracking_by_detection{camera}.yaml"
+        for camera in ("", "_moving")
+    )
+    output = tmp_path / "out"
+    words = ["replay", str(eventful_bag), "--model", "grid", "--output", str(output)]
+    configs = ["--config", str(at_rest), "--config", str(moving)]
+    assert main([*words, *configs, "--no-self-test", "--no-baselines", "--video-rate", "0"]) == 0
+    report = json.loads((output / "report.json").read_text())
+    tracker = report["configuration"]["tracker"]
+    assert tracker["velocity_decay_per_s"] == 0.3, "of the second file, which says otherwise"
+    assert tracker["systematic_std_widths"] == 0.0, "of the first, where the second says nothing"
+    assert shlex.join(configs) in report["command"]
 
 
 @pytest.mark.parametrize(
