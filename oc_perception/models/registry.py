@@ -30,6 +30,7 @@ from oc_perception.resources import share_directory
 _DAMAGE = (ConfigurationError, LookupError, TypeError, OSError, SafetensorError, RuntimeError)
 """What reading a checkpoint that is missing, cut short or of another model can raise."""
 _MODULES = {
+    "air": "video",
     "grid": "discovery",
     "hart": "tracking",
     "inert_mohart": "tracking",
@@ -40,6 +41,7 @@ _MODULES = {
     "pedestrians": "motion",
     "relational": "motion",
     "slot_attention": "discovery",
+    "sqair": "video",
 }
 """The task of the models in each module."""
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
@@ -68,7 +70,7 @@ def model_names(task: str | None = None) -> tuple[str, ...]:
 
 
 def task_of(model: nn.Module) -> str:
-    """What `model` is for: "discovery", "motion" or "tracking"."""
+    """What `model` is for: "discovery", "motion", "tracking" or "video"."""
     return getattr(model, "task", "discovery")
 
 

@@ -98,7 +98,7 @@ def test_checkpoints_survive_a_round_trip(name, tmp_path):
         assert torch.equal(again.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("task", ["discovery", "motion", "tracking"])
+@pytest.mark.parametrize("task", ["discovery", "motion", "tracking", "video"])
 def test_a_model_is_listed_under_its_own_task(task):
     for name in model_names(task):
         assert task_of(create_model(name)) == task

@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AIR: an image is a number of objects, found one after the other (Eslami et al. 2016, *Attend,
+Infer, Repeat*; in the form of Kosiorek et al. 2018, *Sequential Attend, Infer, Repeat*, section 2).
+
+A scene holds n objects, each with an appearance `what` and a place `where`; a decoder draws each
+as a glimpse, which is painted into its window; windows add up, and pixels are normal around them
+with a deviation of 0.3. A recurrent network infers the objects: it places a window, looks at what
+is in it, tells what it is and whether it is there, and stops at the first that is not.
+
+Rows R are B images times K particles. Slots that are absent take part in every computation and
+count for nothing, so that shapes never change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from oc_perception.configuration import from_mapping
+from oc_perception.models.registry import register_model
+from oc_perception.models.windows import boxes_of, paint, read, where_of
+from oc_perception.objectives.bounds import Losses
+from oc_perception.objectives.score_function import vimco, vimco_released
+from oc_perception.objectives.wake_sleep import wake_wake
+
+_MIN_STD = 0.01
+_LIKELY = 1.0  # logit of the presence of a first object
+_DECODER_SCALE = 0.25  # a picture that begins grey is never left: objects would all be dropped
+
+OBJECTIVES = ("vimco", "vimco_released", "wake_wake")
+
+
+@dataclass(frozen=True)
+class AirConfig:
+    """Sizes of the paper's multi-layer perceptrons (appendix B) unless told otherwise.
+
+    `object_size` is the share of the image's width that objects are expected to take, `particles`
+    the number K of importance samples in training, `objective` one of `OBJECTIVES`. In the first
+    share `limited` of training, fewer and fewer images are explained with at most a random number
+    of objects (nested dropout, Rippel et al. 2014): else every object is drawn by all slots
+    together, each a part of its brightness, and no gradient leads out of that.
+    """
+
+    frame_size: tuple[int, int] = (50, 50)
+    num_frames: int = 10
+    num_slots: int = 3
+    glimpse_size: int = 20
+    hidden_size: int = 256
+    what_size: int = 50
+    object_size: float = 0.4
+    sigma: float = 0.3
+    particles: int = 5
+    objective: str = "vimco"
+    limited: float = 0.6
+
+    def __post_init__(self) -> None:
+        if min(self.num_slots, self.num_frames, self.glimpse_size, self.what_size) < 1:
+            raise ValueError("num_slots, num_frames, glimpse_size and what_size must be positive")
+        if self.particles < 2:
+            raise ValueError("particles must be at least 2: the objectives compare them")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}")
+        if not (0 < self.object_size < 1 and self.sigma > 0):
+            raise ValueError("object_size must be between 0 and 1, and sigma above 0")
+        if not 0 <= self.limited <= 1:
+            raise ValueError("limited must be between 0 and 1")
+
+
+class Terms(NamedTuple):
+    """Log densities `(R,)`: of the latents under the model and the posterior, and what of the
+    latter is that of presences.
+    """
+
+    log_p: Tensor
+    log_q: Tensor
+    log_q_presence: Tensor
+
+    def __add__(self, other: Terms) -> Terms:
+        return Terms(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Found(NamedTuple):
+    """Objects `(R, N, ...)`: `presence` bool, `probability` before it was drawn."""
+
+    what: Tensor
+    where: Tensor
+    presence: Tensor
+    probability: Tensor
+
+
+class VideoState(NamedTuple):
+    """What AIR knows of earlier frames: none of it but the ids `(B, K)` that come next."""
+
+    next_id: Tensor
+
+
+class VideoOutput(NamedTuple):
+    """Objects `(B, K, N, ...)` of each of K particles.
+
+    `boxes` (centre x, y, width, height in image widths), `presence` bool, `probability` of it,
+    `ids` from 1 (0: absent), `discovered` bool (new in this frame); `log_weights` `(B, K)` of the
+    particles, normalised, after this frame, which changed them by `log_increment` `(B, K)`.
+    """
+
+    boxes: Tensor
+    presence: Tensor
+    probability: Tensor
+    ids: Tensor
+    discovered: Tensor
+    log_weights: Tensor
+    log_increment: Tensor
+
+
+class Air(nn.Module):
+    """Every frame is a scene of its own."""
+
+    task: ClassVar[str] = "video"
+
+    def __init__(self, config: AirConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frame_size, self.num_frames = config.frame_size, config.num_frames
+        self.num_slots = config.num_slots
+        self.picture = Picture(config)
+        self.discovery = Discovery(config, context_size=0)
+
+    def initial_state(self, batch_size: int, particles: int = 1) -> VideoState:
+        """Before the first frame."""
+        device = self.picture.log_scale.device
+        return VideoState(torch.ones(batch_size, particles, dtype=torch.long, device=device))
+
+    def step(
+        self, state: VideoState, frame: Tensor | None, generator: torch.Generator | None = None
+    ) -> tuple[VideoState, VideoOutput]:
+        """What `frame` `(B, 3, H, W)` shows; nothing is known without one. Without `generator`
+        the most probable is taken instead of a sample.
+        """
+        batch, particles = state.next_id.shape
+        shape = (batch, particles, self.num_slots)
+        if frame is None:
+            nobody = state.next_id.new_zeros(shape)
+            nowhere = self.picture.log_scale.new_zeros(*shape, 4)
+            flat = nowhere.new_full(shape[:2], -math.log(particles))
+            absent = nobody.bool()
+            output = VideoOutput(nowhere, absent, nowhere[..., 0], nobody, absent, flat, flat * 0)
+            return state, output
+        found, terms, log_likelihood = self._infer(frame, particles, generator)
+        increment = (log_likelihood + terms.log_p - terms.log_q).view(shape[:2])
+        presence = found.presence.view(shape)
+        ids, next_id = numbered(presence, state.next_id)
+        output = VideoOutput(
+            boxes_of(found.where, self.frame_size).view(*shape, 4),
+            presence,
+            found.probability.view(shape),
+            ids,
+            presence,
+            increment.log_softmax(1),
+            increment,
+        )
+        return VideoState(next_id), output
+
+    def follow(
+        self, images: Tensor, particles: int = 1, generator: torch.Generator | None = None
+    ) -> VideoOutput:
+        """Outputs `(B, T, ...)` of all frames of `images` `(B, T, 3, H, W)`."""
+        return follow(self, images, particles, generator)
+
+    def bound(
+        self, images: Tensor, generator: torch.Generator, particles: int
+    ) -> dict[str, Tensor]:
+        """`log_evidence`, `elbo`, `kl` and `log_likelihood` `(B,)` in nats per sequence `(B, T, 3,
+        H, W)`; frames have importance weights of their own.
+        """
+        batch, frames = images.shape[:2]
+        _, terms, log_likelihood = self._infer(images.flatten(0, 1), particles, generator)
+        parts = bounds(log_likelihood.view(-1, particles), terms)
+        return {name: value.view(batch, frames).sum(1) for name, value in parts.items()}
+
+    def loss(
+        self, clip: object, generator: torch.Generator, progress: float = 1.0
+    ) -> dict[str, Tensor]:
+        """The objective over the frames of `clip`, each for itself, in nats per frame."""
+        config = self.config
+        images = clip.images.flatten(0, 1)
+        pathwise = config.objective != "wake_wake"
+        limits = random_limits(config, len(images), progress, generator)
+        found, terms, log_likelihood = self._infer(
+            images, config.particles, generator, pathwise, limits
+        )
+        parts = losses(config.objective, log_likelihood, terms, config.particles, 1)
+        return {**parts, "count": found.presence.float().sum(1).mean()}
+
+    def _infer(
+        self,
+        frames: Tensor,
+        particles: int,
+        generator: torch.Generator | None,
+        pathwise: bool = True,
+        limits: Tensor | None = None,
+    ) -> tuple[Found, Terms, Tensor]:
+        """At most `limits` `(B,)` objects of `frames` `(B, 3, H, W)`, densities, and the
+        log-likelihood `(R,)`.
+        """
+        images = frames.amax(1)
+        code = self.picture.encode(images).repeat_interleave(particles, 0)
+        if limits is None:
+            limits = code.new_full((len(frames),), self.num_slots)
+        capacity = limits.repeat_interleave(particles)
+        found, terms = self.discovery(
+            self.picture, images, code, code[:, :0], capacity, self.num_slots,
+            generator=generator, pathwise=pathwise,
+        )  # fmt: skip
+        return found, terms, self.picture.log_likelihood(images, found)
+
+
+class Picture(nn.Module):
+    """Images to codes, glimpses to codes, and objects back to images."""
+
+    def __init__(self, config: AirConfig) -> None:
+        super().__init__()
+        self.frame_size, self.glimpse_size = config.frame_size, config.glimpse_size
+        self.sigma = config.sigma
+        hidden, pixels = config.hidden_size, config.glimpse_size**2
+        self.encode_image = perceptron(math.prod(config.frame_size), hidden, hidden)
+        self.encode_glimpse = perceptron(pixels, hidden, hidden)
+        self.decode_glimpse = perceptron(config.what_size, hidden, hidden, pixels)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_DECODER_SCALE)))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """`(B, D)` of images `(B, H, W)`."""
+        return functional.elu(self.encode_image(images.flatten(1)))
+
+    def look(self, images: Tensor, where: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Codes `(R, D)` of what windows `(R, 4)` show of images, seen through a mask."""
+        glimpses = read(images, where, self.glimpse_size).flatten(1)
+        if mask is not None:
+            glimpses = glimpses * mask
+        return functional.elu(self.encode_glimpse(glimpses))
+
+    def draw(self, found: Found) -> Tensor:
+        """The picture `(R, H, W)` of the objects that are present."""
+        glimpses = self.decode_glimpse(found.what) * self.log_scale.exp()
+        glimpses = torch.where(found.presence[..., None], glimpses, 0)
+        size = (self.glimpse_size, self.glimpse_size)
+        return paint(glimpses.unflatten(2, size), found.where, self.frame_size)
+
+    def log_likelihood(self, images: Tensor, found: Found) -> Tensor:
+        """`(R,)` of images `(B, H, W)`, in nats per image."""
+        drawn = self.draw(found).view(len(images), -1, *self.frame_size)
+        squared = (images.unsqueeze(1) - drawn).square().sum((2, 3)).flatten()
+        pixels = math.prod(self.frame_size)
+        return -0.5 * squared / self.sigma**2 - pixels * math.log(
+            self.sigma * math.sqrt(2 * math.pi)
+        )
+
+
+class Discovery(nn.Module):
+    """The recurrent network that finds objects, and what is expected of new objects.
+
+    With `context_size` it also knows of objects that are there already.
+    """
+
+    def __init__(self, config: AirConfig, context_size: int = 0) -> None:
+        super().__init__()
+        hidden, what = config.hidden_size, config.what_size
+        self.first = nn.Parameter(torch.zeros(hidden + what + 4))
+        self.context = nn.Linear(hidden + context_size, hidden)
+        self.recurrence = nn.Linear(hidden + what + 4, hidden)
+        self.where_head = perceptron(hidden, hidden, 8, gain=0.1)
+        self.what_head = perceptron(hidden, hidden, 2 * what)
+        self.presence_head = perceptron(hidden + what, hidden // 2, 1, gain=0.1)
+        self.expected = nn.Parameter(torch.tensor(where_of(config.object_size)))
+        self.where_prior = perceptron(4 + context_size, hidden // 4, 8, gain=0.0)
+        self.count_prior = CountPrior()
+
+    def describe(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation `(R, A)` of the `what` of a glimpse."""
+        mean, raw = self.what_head(code).chunk(2, -1)
+        return mean, functional.softplus(raw) + _MIN_STD
+
+    def forward(
+        self,
+        picture: Picture,
+        images: Tensor,
+        code: Tensor,
+        context: Tensor,
+        capacity: Tensor,
+        slots: int,
+        known: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        pathwise: bool = True,
+    ) -> tuple[Found, Terms]:
+        """At most `capacity` `(R,)` and `slots` objects of images `(B, H, W)` with codes `(R, D)`
+        of the `picture`.
+
+        `context` `(R, C)` tells of the `known` `(R,)` objects that are there already; None in the
+        first frame.
+        """
+        base = self.context(torch.cat([code, context], 1))
+        previous = self.first.expand(len(code), -1)
+        going = torch.ones_like(capacity, dtype=torch.bool)
+        before = self.expected.expand(len(code), 4)
+        objects, total = [], None
+        for index in range(slots):
+            hidden = (base + self.recurrence(previous)).tanh()
+            mean, raw = self.where_head(hidden).chunk(2, -1)
+            mean, std = mean + self.expected, functional.softplus(raw - 3) + _MIN_STD
+            where = draw(mean, std, generator, pathwise)
+            log_q = log_normal(where, mean, std)
+            glimpse = picture.look(images, where)
+            mean, std = self.describe(glimpse)
+            what = draw(mean, std, generator, pathwise)
+            log_q = log_q + log_normal(what, mean, std)
+            logit = self.presence_head(torch.cat([hidden, what], 1))[:, 0] + _LIKELY
+            possible = going & (capacity > index)
+            going, log_q_presence = draw_presence(logit, possible, generator)
+            mean, raw = self.where_prior(torch.cat([before, context], 1)).chunk(2, -1)
+            log_p = log_normal(where, mean + self.expected, raw.exp())
+            log_p = log_p + log_normal(what, torch.zeros_like(what), torch.ones_like(what))
+            terms = Terms(
+                torch.where(going, log_p, 0),
+                torch.where(going, log_q, 0) + log_q_presence,
+                log_q_presence,
+            )
+            total = terms if total is None else total + terms
+            objects.append(Found(what, where, going, torch.where(possible, logit.sigmoid(), 0)))
+            previous, before = torch.cat([hidden, what, where], 1), where
+        found = Found(*(torch.stack(parts, 1) for parts in zip(*objects, strict=True)))
+        count = self.count_prior(found.presence.sum(1), capacity, slots, known)
+        return found, total._replace(log_p=total.log_p + count)
+
+
+class CountPrior(nn.Module):
+    """How many new objects to expect: geometric, with more weight on none in later frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(-0.7))
+        self.later = perceptron(1, 10, 2, gain=0.0)
+        self.none_later = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, count: Tensor, capacity: Tensor, slots: int, known: Tensor | None) -> Tensor:
+        """Log-probability `(R,)` of `count` of at most `capacity` new objects beside `known`."""
+        numbers = torch.arange(slots + 1, device=count.device)
+        logits = (self.slope * numbers).expand(len(count), -1)
+        if known is not None:
+            slope, none = self.later(known[:, None].float()).split(1, 1)
+            logits = logits + slope * numbers + (none + self.none_later) * (numbers == 0)
+        logits = logits.masked_fill(numbers > capacity[:, None], -math.inf)
+        return logits.log_softmax(1).gather(1, count[:, None])[:, 0]
+
+
+# What AIR and SQAIR share
+
+
+def perceptron(inputs: int, *sizes: int, gain: float = 1.0) -> nn.Sequential:
+    """Linear layers with ELUs in between; the last one begins at `gain` times the usual weights,
+    without bias.
+    """
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layers += [nn.Linear(inputs, size), nn.ELU()]
+        inputs = size
+    last = layers[-2]
+    with torch.no_grad():
+        last.weight.mul_(gain)
+        last.bias.zero_()
+    return nn.Sequential(*layers[:-1])
+
+
+def draw(
+    mean: Tensor, std: Tensor, generator: torch.Generator | None, pathwise: bool = True
+) -> Tensor:
+    """A sample of a normal distribution, its mean without `generator`; gradients pass through it
+    if `pathwise`.
+    """
+    if generator is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    sample = mean + std * noise
+    return sample if pathwise else sample.detach()
+
+
+def draw_presence(
+    logit: Tensor, possible: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Presence `(...)` bool where `possible`, and the log-probability of what was drawn."""
+    if generator is None:
+        drawn = logit > 0
+    else:
+        drawn = torch.rand(logit.shape, generator=generator, device=logit.device) < logit.sigmoid()
+    log_q = functional.logsigmoid(torch.where(drawn, logit, -logit))
+    return drawn & possible, torch.where(possible, log_q, 0)
+
+
+def log_normal(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log-density `(...)` of values `(..., D)`."""
+    density = -0.5 * ((value - mean) / std).square() - std.log()
+    return density.sum(-1) - 0.5 * math.log(2 * math.pi) * value.shape[-1]
+
+
+def random_limits(
+    config: AirConfig, batch: int, progress: float, generator: torch.Generator
+) -> Tensor:
+    """How many objects each of `batch` images or sequences may have, `(B,)` int64."""
+    device = generator.device
+    limits = 1 + torch.randint(config.num_slots, (batch,), generator=generator, device=device)
+    share = 1 - progress / config.limited if config.limited else 0.0
+    limited = torch.rand(batch, generator=generator, device=device) < share
+    return torch.where(limited, limits, config.num_slots)
+
+
+def numbered(new: Tensor, next_id: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids `(B, K, N)` for `new` objects from `next_id` `(B, K)` on, 0 for others; the next id."""
+    ids = torch.where(new, next_id[..., None] + new.cumsum(-1) - 1, 0)
+    return ids, next_id + new.sum(-1)
+
+
+def bounds(log_likelihood: Tensor, terms: Terms) -> dict[str, Tensor]:
+    """`(B,)` each, from log-likelihoods `(B, K)` and densities `(R,)`."""
+    divergence = (terms.log_q - terms.log_p).view_as(log_likelihood)
+    log_weights = log_likelihood - divergence
+    return {
+        "log_evidence": log_weights.logsumexp(1) - math.log(log_weights.shape[1]),
+        "elbo": log_weights.mean(1),
+        "kl": divergence.mean(1),
+        "log_likelihood": log_likelihood.mean(1),
+    }
+
+
+def losses(
+    objective: str, log_likelihood: Tensor, terms: Terms, particles: int, frames: int
+) -> dict[str, Tensor]:
+    """What training minimises of rows `(R,)`, per frame, and its parts."""
+    grouped = (x.view(-1, 1, particles) for x in (log_likelihood, *terms))
+    log_likelihood, log_p, log_q, log_q_presence = grouped
+    if objective == "wake_wake":
+        both: Losses = wake_wake(log_likelihood + log_p, log_q)
+        loss = both.theta + both.phi
+    else:
+        estimator = vimco if objective == "vimco" else vimco_released
+        loss = estimator(log_likelihood + log_p - log_q, log_q_presence).theta
+    parts = bounds(log_likelihood.squeeze(1), terms)
+    means = {name: value.detach().mean() / frames for name, value in parts.items()}
+    return {"loss": loss / frames, **means}
+
+
+def follow(
+    model: nn.Module, images: Tensor, particles: int, generator: torch.Generator | None
+) -> VideoOutput:
+    """Outputs `(B, T, ...)` of a video model for all frames of `images` `(B, T, 3, H, W)`."""
+    state = model.initial_state(len(images), particles)
+    outputs: Sequence[VideoOutput] = []
+    for frame in images.unbind(1):
+        state, output = model.step(state, frame, generator)
+        outputs = [*outputs, output]
+    return VideoOutput(*(torch.stack(parts, 1) for parts in zip(*outputs, strict=True)))
+
+
+@register_model
+def air(**config: object) -> Air:
+    """AIR with the sizes of its paper unless told otherwise."""
+    return Air(from_mapping(AirConfig, config))
