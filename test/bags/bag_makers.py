@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import tarfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import lz4.frame
 import numpy as np
 import yaml
+from PIL import Image
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
@@ -32,6 +34,10 @@ def stamp(index: int) -> int:
 
 def pictures(count: int, height: int = 12, width: int = 16) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+FRAMES = pictures(12)
+"""What folders, sequences and tars hold."""
 
 
 def images(frames: np.ndarray, topic: str = TOPIC, first: int = 0) -> list[Recorded]:
@@ -107,6 +113,34 @@ def ros1_bag(path: Path, messages: Iterable[Recorded], compression: str = "") ->
             header = struct.pack("<I", number)  # ROS 1 counts messages in their headers
             data = bytes(typestore().cdr_to_ros1(cdr, kind))
             writer.write(connections[topic], recorded_ns, header + data[4:])
+    return path
+
+
+def folder(path: Path) -> Path:
+    """Numbered pictures, FRAMES without the sixth."""
+    path.mkdir(parents=True)
+    for index, frame in enumerate(FRAMES):
+        if index != 5:
+            Image.fromarray(frame).save(path / f"{index + 1}.png")
+    return path
+
+
+def motchallenge(path: Path) -> Path:
+    """The same at 25 Hz as a sequence of MOTChallenge, whose truth ends with frame 9."""
+    folder(path / "img1")
+    (path / "seqinfo.ini").write_text("[Sequence]\nimDir=img1\nframeRate=25\n")
+    (path / "gt").mkdir()
+    (path / "gt" / "gt.txt").write_text(
+        "7,3,1,1,4,6,1,1,1\n1,2,3,3,5,5,0,1,1\n7,8,2,2,4,4,1,3,1\n9,8,2,2,4,4,1,1,1\n"
+    )
+    return path
+
+
+def tar(path: Path) -> Path:
+    """That sequence in a tar."""
+    source = motchallenge(path.parent / "source" / "SEQ")
+    with tarfile.open(path, "w") as archive:
+        archive.add(source, "SEQ")
     return path
 
 
