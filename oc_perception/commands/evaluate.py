@@ -2,11 +2,13 @@
 """Score a model on fresh scenes of a procedural world: FG-ARI, ARI, AMI, mIoU with background,
 MSE, how its slots are used, and the floors that need no model; on recordings without labels, of
 the part kept from training, what needs none. For motion and tracking models: what they score on
-fresh sequences.
+fresh sequences. For models of videos: counting, identities, forecasts and evidence
+(`evaluation/video.py`).
 
 `--figures` draws decompositions (`decompositions.png`), scores against iterations and slots
 (`refinement.png`, `slots.png`, numbers in `curves.json`), what the latents of a slot stand for
-(`traversal.png`) and competing hypotheses (`hypotheses.png`), as far as the model can.
+(`traversal.png`) and competing hypotheses (`hypotheses.png`), as far as the model can; of models
+of videos, what they see (`tracks.png`) and foresee (`forecast.png`).
 """
 
 from __future__ import annotations
@@ -30,11 +32,16 @@ from oc_perception.evaluation.figures import decomposition_grid
 from oc_perception.evaluation.latents import hypotheses, traverse
 from oc_perception.evaluation.readout import evaluate_readout
 from oc_perception.evaluation.refinement import is_iterative
+from oc_perception.evaluation.video import examine_video, sequences
+from oc_perception.evaluation.video_forecast import HORIZONS, SEEN
+from oc_perception.evaluation.video_strips import draw_strips
 from oc_perception.models.registry import ModelError, task_of
 from oc_perception.training.tasks import TASKS
+from oc_perception.worlds.registry import create_world, held_out
 
 _SEED = 2_000_003
 _GRID_SCENES = 8
+_STRIPS = 5
 _CURVE_SCENES = 128
 _TRAVERSAL_SCENES = 32
 _HYPOTHESIS_SCENES, _HYPOTHESES = 4, 6
@@ -56,22 +63,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="what one linear layer tells of an object from its slot: accuracy, R^2",
     )
+    parser.add_argument(
+        "--frames", type=int, help="of a sequence, for models of videos (default: as trained)"
+    )
+    parser.add_argument(
+        "--particles",
+        type=int,
+        help="importance samples with which models of videos estimate the evidence (default: as"
+        " trained)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, draw and print."""
-    if arguments.figures:
-        plots.require_matplotlib()
     wanted = scoring.prepare(arguments.model, arguments, task=None)
     scenes = (arguments.scenes, arguments.seed, arguments.device)
     model, task = wanted[0], task_of(wanted[0])
+    _refuse_what_does_not_fit(task, arguments)
+    settings: dict[str, Any] = {}
     if task == "discovery":
         scores = examine_discovery(model, fresh_scenes(*wanted, *scenes))
-    elif arguments.figures or arguments.readout:
-        raise UserError(
-            f"--figures and --readout are for discovery models: leave them out, {arguments.model}"
-            f" is a {task} model."
-        )
+    elif task == "video":
+        model.num_frames = arguments.frames or model.num_frames
+        scores = examine_video(*wanted, *scenes, arguments.particles)
+        settings = _video_settings(*wanted, arguments)
     else:
         scores = TASKS[task].evaluate(*wanted, *scenes)
     if arguments.readout and "fg_ari" not in scores:
@@ -80,16 +95,75 @@ def run(arguments: argparse.Namespace) -> int:
         )
     readout = _readout(*wanted, arguments) if arguments.readout else {}
     if arguments.figures:
-        _draw(*wanted, arguments)
+        (_draw if task == "discovery" else _draw_strips)(*wanted, arguments)
     if arguments.json:
-        report = {**scores, **readout, **scoring.settings(*wanted, arguments)}
+        report = {**scores, **readout, **scoring.settings(*wanted, arguments), **settings}
         scoring.write_json(report, arguments.json)
     if arguments.json != "-":
         flat = {f"{kind} {name}": value for kind, part in readout.items()
                 for name, value in part.items()}  # fmt: skip
-        for name, value in (scores | flat).items():
-            print(f"{name:>24}  {'-' if value is None else format(value, '.4g')}")
+        for name, value in (scores | flat | settings).items():
+            print(f"{name:>{32 if task == 'video' else 24}}  {_text(value)}")
     return 0
+
+
+def _refuse_what_does_not_fit(task: str, arguments: argparse.Namespace) -> None:
+    """Raises UserError for options that are not for models of this task, or have bad values."""
+    name = arguments.model
+    if arguments.figures and task == "discovery":
+        plots.require_matplotlib()
+    if arguments.figures and task not in ("discovery", "video"):
+        raise UserError(
+            f"--figures is for models of discovery and of videos: leave it out, {name} is a {task}"
+            " model."
+        )
+    if arguments.readout and task != "discovery":
+        raise UserError(
+            f"--readout is for discovery models: leave it out, {name} is a {task} model."
+        )
+    for option in ("frames", "particles"):
+        value = getattr(arguments, option)
+        if value is not None and task != "video":
+            raise UserError(
+                f"--{option} is for models of videos: leave it out, {name} is a {task} model."
+            )
+        if value is not None and value < 1:
+            raise UserError(f"--{option} must be at least 1, not {value}.")
+
+
+def _text(value: float | list[float] | str | None) -> str:
+    """As it is printed."""
+    if isinstance(value, list):
+        return " ".join(format(item, ".3g") for item in value)
+    if value is None or isinstance(value, str):
+        return value or "-"
+    return format(value, ".4g")
+
+
+def _video_settings(
+    model: nn.Module, world: str, config: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """What was scored, beside `scoring.settings`; `source` where a world says what it shows."""
+    source = getattr(create_world(world, held_out(world, config), 1), "source", None)
+    return {
+        "slots": model.num_slots,
+        "frames": model.num_frames,
+        "particles": arguments.particles or model.config.particles,
+        **({"source": source} if source else {}),
+    }
+
+
+def _draw_strips(
+    model: nn.Module, world: str, config: dict[str, Any], arguments: argparse.Namespace
+) -> None:
+    """What a model of videos sees, and what it expects of the last frames unseen."""
+    arguments.figures.mkdir(parents=True, exist_ok=True)
+    scenes = min(_STRIPS, arguments.scenes)
+    wanted = (model, world, config, scenes, arguments.seed, arguments.device)
+    images, _ = next(sequences(*wanted))
+    draw_strips(model, images[:, : model.num_frames], arguments.figures / "tracks.png")
+    foreseen = images[:, : SEEN + max(HORIZONS)]
+    draw_strips(model, foreseen, arguments.figures / "forecast.png", SEEN)
 
 
 def _readout(

@@ -51,7 +51,7 @@ def prepare(
         raise UserError(f"--scenes must be at least 1, not {arguments.scenes}.")
     model = load_model(name, arguments.device, task)
     if arguments.slots is not None:
-        fixed = task_of(model) != "discovery" or not list(model.parameters())
+        fixed = task_of(model) not in ("discovery", "video") or not list(model.parameters())
         if arguments.slots < 1 or fixed:
             raise UserError(f"{name} cannot run with --slots {arguments.slots}.")
         model.num_slots = arguments.slots
