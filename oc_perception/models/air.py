@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AIR: an image is a number of objects, found one after the other (Eslami et al. 2016, *Attend,
-Infer, Repeat*; in the form of Kosiorek et al. 2018, *Sequential Attend, Infer, Repeat*, section 2).
+"""AIR: an image is a number of objects, found one by one (Eslami et al. 2016, *Attend, Infer,
+Repeat*; in the form of Kosiorek et al. 2018, *Sequential Attend, Infer, Repeat*, section 2).
 
 A scene holds n objects, each with an appearance `what` and a place `where`; a decoder draws each
 as a glimpse, which is painted into its window; windows add up, and pixels are normal around them
@@ -27,13 +27,20 @@ from oc_perception.models.registry import register_model
 from oc_perception.models.windows import boxes_of, paint, read, where_of
 from oc_perception.objectives.bounds import Losses
 from oc_perception.objectives.score_function import vimco, vimco_released
-from oc_perception.objectives.wake_sleep import wake_wake
+from oc_perception.objectives.wake_sleep import (
+    defensive,
+    delta_wake_wake,
+    wake_sleep,
+    wake_wake,
+)
 
 _MIN_STD = 0.01
 _LIKELY = 1.0  # logit of the presence of a first object
 _DECODER_SCALE = 0.25  # a picture that begins grey is never left: objects would all be dropped
 
-OBJECTIVES = ("vimco", "vimco_released", "wake_wake")
+_COVER = 0.2  # of delta-wake-wake's particles, whose presences are tosses of a coin
+
+OBJECTIVES = ("vimco", "vimco_released", "wake_wake", "delta_wake_wake", "wake_sleep")
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ class Air(nn.Module):
             absent = nobody.bool()
             output = VideoOutput(nowhere, absent, nowhere[..., 0], nobody, absent, flat, flat * 0)
             return state, output
-        found, terms, log_likelihood = self._infer(frame, particles, generator)
+        found, terms, log_likelihood = self._infer(frame.amax(1), particles, generator)
         increment = (log_likelihood + terms.log_p - terms.log_q).view(shape[:2])
         presence = found.presence.view(shape)
         ids, next_id = numbered(presence, state.next_id)
@@ -178,7 +185,8 @@ class Air(nn.Module):
         H, W)`; frames have importance weights of their own.
         """
         batch, frames = images.shape[:2]
-        _, terms, log_likelihood = self._infer(images.flatten(0, 1), particles, generator)
+        frames_of_all = images.flatten(0, 1).amax(1)
+        _, terms, log_likelihood = self._infer(frames_of_all, particles, generator)
         parts = bounds(log_likelihood.view(-1, particles), terms)
         return {name: value.view(batch, frames).sum(1) for name, value in parts.items()}
 
@@ -186,35 +194,63 @@ class Air(nn.Module):
         self, clip: object, generator: torch.Generator, progress: float = 1.0
     ) -> dict[str, Tensor]:
         """The objective over the frames of `clip`, each for itself, in nats per frame."""
-        config = self.config
-        images = clip.images.flatten(0, 1)
-        pathwise = config.objective != "wake_wake"
+        config, count = self.config, self.config.particles
+        images = clip.images.flatten(0, 1).amax(1)
         limits = random_limits(config, len(images), progress, generator)
-        found, terms, log_likelihood = self._infer(
-            images, config.particles, generator, pathwise, limits
-        )
-        parts = losses(config.objective, log_likelihood, terms, config.particles, 1)
-        return {**parts, "count": found.presence.float().sum(1).mean()}
+        pathwise = config.objective.startswith("vimco")
+        found, terms, log_likelihood = self._infer(images, count, generator, pathwise, limits)
+        grouped = [x.view(-1, 1, count) for x in (log_likelihood + terms.log_p, terms.log_q)]
+        if config.objective == "wake_sleep":
+            dreams, dreamt = self._dream(len(images) * count, generator)
+            dreams = self._infer(dreams, 1, generator, given=dreamt)[1]
+            both = wake_sleep(*grouped, dreams.log_q)
+        elif config.objective == "delta_wake_wake":
+            cover = torch.rand(len(images) * count, generator=generator, device=images.device)
+            covered, others, likelihood = self._infer(
+                images, count, generator, False, limits, cover < _COVER
+            )
+            tosses = 1 + covered.presence.sum(1)
+            tosses = tosses.minimum(limits.repeat_interleave(count))
+            proposal = defensive(others.log_q_presence, -math.log(2) * tosses, _COVER)
+            proposal = proposal + others.log_q - others.log_q_presence
+            rows = (likelihood + others.log_p, others.log_q, proposal)
+            both = delta_wake_wake(*grouped, *(x.view(-1, 1, count) for x in rows))
+        elif config.objective == "wake_wake":
+            both = wake_wake(*grouped)
+        else:
+            both = score_losses(config.objective, *grouped, terms.log_q_presence)
+        parts = bounds(log_likelihood.view(-1, count), terms)
+        means = {name: value.detach().mean() for name, value in parts.items()}
+        return {"loss": one_loss(both), **means, "count": found.presence.float().sum(1).mean()}
+
+    def _dream(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Found]:
+        """Images `(R, H, W)` with the noise of the model, and the objects that it made them of."""
+        with torch.no_grad():
+            found = self.discovery.dream(rows, self.num_slots, generator)
+            images = self.picture.draw(found)
+            noise = torch.randn(images.shape, generator=generator, device=images.device)
+        return images + self.picture.sigma * noise, found
 
     def _infer(
         self,
-        frames: Tensor,
+        images: Tensor,
         particles: int,
         generator: torch.Generator | None,
         pathwise: bool = True,
         limits: Tensor | None = None,
+        cover: Tensor | None = None,
+        given: Found | None = None,
     ) -> tuple[Found, Terms, Tensor]:
-        """At most `limits` `(B,)` objects of `frames` `(B, 3, H, W)`, densities, and the
+        """At most `limits` `(B,)` objects of `images` `(B, H, W)`, densities, and the
         log-likelihood `(R,)`.
         """
-        images = frames.amax(1)
         code = self.picture.encode(images).repeat_interleave(particles, 0)
         if limits is None:
-            limits = code.new_full((len(frames),), self.num_slots)
+            limits = code.new_full((len(images),), self.num_slots)
         capacity = limits.repeat_interleave(particles)
         found, terms = self.discovery(
-            self.picture, images, code, code[:, :0], capacity, self.num_slots,
-            generator=generator, pathwise=pathwise,
+            self.picture, images, code, code[:, :0], code[:, :0], capacity, self.num_slots,
+            None, generator, pathwise, cover, given,
         )  # fmt: skip
         return found, terms, self.picture.log_likelihood(images, found)
 
@@ -263,20 +299,25 @@ class Picture(nn.Module):
 class Discovery(nn.Module):
     """The recurrent network that finds objects, and what is expected of new objects.
 
-    With `context_size` it also knows of objects that are there already.
+    Both also know of objects that are there already, by codes of `context_size` and
+    `prior_context_size`.
     """
 
-    def __init__(self, config: AirConfig, context_size: int = 0) -> None:
+    def __init__(
+        self, config: AirConfig, context_size: int = 0, prior_context_size: int = 0
+    ) -> None:
         super().__init__()
         hidden, what = config.hidden_size, config.what_size
+        self.what_size = what
         self.first = nn.Parameter(torch.zeros(hidden + what + 4))
         self.context = nn.Linear(hidden + context_size, hidden)
         self.recurrence = nn.Linear(hidden + what + 4, hidden)
         self.where_head = perceptron(hidden, hidden, 8, gain=0.1)
         self.what_head = perceptron(hidden, hidden, 2 * what)
         self.presence_head = perceptron(hidden + what, hidden // 2, 1, gain=0.1)
-        self.expected = nn.Parameter(torch.tensor(where_of(config.object_size)))
-        self.where_prior = perceptron(4 + context_size, hidden // 4, 8, gain=0.0)
+        expected = torch.tensor(where_of(config.object_size))
+        self.register_buffer("expected", expected, persistent=False)
+        self.where_prior = perceptron(4 + prior_context_size, hidden // 4, 8, gain=0.0)
         self.count_prior = CountPrior()
 
     def describe(self, code: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,17 +331,21 @@ class Discovery(nn.Module):
         images: Tensor,
         code: Tensor,
         context: Tensor,
+        prior_context: Tensor,
         capacity: Tensor,
         slots: int,
         known: Tensor | None = None,
         generator: torch.Generator | None = None,
         pathwise: bool = True,
+        cover: Tensor | None = None,
+        given: Found | None = None,
     ) -> tuple[Found, Terms]:
         """At most `capacity` `(R,)` and `slots` objects of images `(B, H, W)` with codes `(R, D)`
         of the `picture`.
 
-        `context` `(R, C)` tells of the `known` `(R,)` objects that are there already; None in the
-        first frame.
+        `context` `(R, C)` and `prior_context` tell of the `known` `(R,)` objects that are there
+        already; None in the first frame. Presences of `cover` rows `(R,)` are drawn as tosses of
+        a coin. Densities are those of what is `given` instead of drawn.
         """
         base = self.context(torch.cat([code, context], 1))
         previous = self.first.expand(len(code), -1)
@@ -312,16 +357,19 @@ class Discovery(nn.Module):
             mean, raw = self.where_head(hidden).chunk(2, -1)
             mean, std = mean + self.expected, functional.softplus(raw - 3) + _MIN_STD
             where = draw(mean, std, generator, pathwise)
+            if given is not None:
+                where = given.where[:, index]
             log_q = log_normal(where, mean, std)
-            glimpse = picture.look(images, where)
-            mean, std = self.describe(glimpse)
+            mean, std = self.describe(picture.look(images, where))
             what = draw(mean, std, generator, pathwise)
+            if given is not None:
+                what = given.what[:, index]
             log_q = log_q + log_normal(what, mean, std)
             logit = self.presence_head(torch.cat([hidden, what], 1))[:, 0] + _LIKELY
             possible = going & (capacity > index)
-            going, log_q_presence = draw_presence(logit, possible, generator)
-            mean, raw = self.where_prior(torch.cat([before, context], 1)).chunk(2, -1)
-            log_p = log_normal(where, mean + self.expected, raw.exp())
+            told = None if given is None else given.presence[:, index]
+            going, log_q_presence = draw_presence(logit, possible, generator, cover, told)
+            log_p = log_normal(where, *self._place(before, prior_context))
             log_p = log_p + log_normal(what, torch.zeros_like(what), torch.ones_like(what))
             terms = Terms(
                 torch.where(going, log_p, 0),
@@ -334,6 +382,32 @@ class Discovery(nn.Module):
         found = Found(*(torch.stack(parts, 1) for parts in zip(*objects, strict=True)))
         count = self.count_prior(found.presence.sum(1), capacity, slots, known)
         return found, total._replace(log_p=total.log_p + count)
+
+    def dream(self, rows: int, slots: int, generator: torch.Generator) -> Found:
+        """Objects `(R, N, ...)` of the prior, without a context. They begin with those next to the
+        upper left corner: inference has an order, and could not learn a random one.
+        """
+        device = self.expected.device
+        numbers = torch.arange(slots + 1, device=device)
+        capacity = numbers.new_full((slots + 1,), slots)
+        chances = self.count_prior(numbers, capacity, slots, None).exp()
+        count = torch.multinomial(chances, rows, True, generator=generator)
+        what = torch.randn(rows, slots, self.what_size, generator=generator, device=device)
+        before, places = self.expected.expand(rows, 4), []
+        for _ in range(slots):
+            before = draw(*self._place(before, before[:, :0]), generator)
+            places.append(before)
+        where = torch.stack(places, 1)
+        presence = numbers[:-1] < count[:, None]
+        distance = where[..., 2:].tanh().add(1).norm(dim=-1)
+        order = torch.where(presence, distance, math.inf).argsort(dim=1)[..., None]
+        what = what.gather(1, order.expand_as(what))
+        return Found(what, where.gather(1, order.expand_as(where)), presence, presence.float())
+
+    def _place(self, before: Tensor, prior_context: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation `(R, 4)` expected of the `where` after `before`."""
+        mean, raw = self.where_prior(torch.cat([before, prior_context], 1)).chunk(2, -1)
+        return mean + self.expected, raw.exp()
 
 
 class CountPrior(nn.Module):
@@ -388,13 +462,24 @@ def draw(
 
 
 def draw_presence(
-    logit: Tensor, possible: Tensor, generator: torch.Generator | None
+    logit: Tensor,
+    possible: Tensor,
+    generator: torch.Generator | None,
+    cover: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Presence `(...)` bool where `possible`, and the log-probability of what was drawn."""
-    if generator is None:
+    """Presence `(...)` bool where `possible`, and the log-probability of what was drawn, or was
+    `given`; in `cover` rows a coin is tossed.
+    """
+    if given is not None:
+        drawn = given
+    elif generator is None:
         drawn = logit > 0
     else:
-        drawn = torch.rand(logit.shape, generator=generator, device=logit.device) < logit.sigmoid()
+        chance = logit.sigmoid()
+        if cover is not None:
+            chance = torch.where(cover, 0.5, chance)
+        drawn = torch.rand(logit.shape, generator=generator, device=logit.device) < chance
     log_q = functional.logsigmoid(torch.where(drawn, logit, -logit))
     return drawn & possible, torch.where(possible, log_q, 0)
 
@@ -434,21 +519,17 @@ def bounds(log_likelihood: Tensor, terms: Terms) -> dict[str, Tensor]:
     }
 
 
-def losses(
-    objective: str, log_likelihood: Tensor, terms: Terms, particles: int, frames: int
-) -> dict[str, Tensor]:
-    """What training minimises of rows `(R,)`, per frame, and its parts."""
-    grouped = (x.view(-1, 1, particles) for x in (log_likelihood, *terms))
-    log_likelihood, log_p, log_q, log_q_presence = grouped
-    if objective == "wake_wake":
-        both: Losses = wake_wake(log_likelihood + log_p, log_q)
-        loss = both.theta + both.phi
-    else:
-        estimator = vimco if objective == "vimco" else vimco_released
-        loss = estimator(log_likelihood + log_p - log_q, log_q_presence).theta
-    parts = bounds(log_likelihood.squeeze(1), terms)
-    means = {name: value.detach().mean() / frames for name, value in parts.items()}
-    return {"loss": loss / frames, **means}
+def score_losses(objective: str, log_p: Tensor, log_q: Tensor, log_q_presence: Tensor) -> Losses:
+    """Of reparameterised particles `(B, 1, K)`; presences `(R,)` are not."""
+    estimator = vimco if objective == "vimco" else vimco_released
+    return estimator(log_p - log_q, log_q_presence.view_as(log_q))
+
+
+def one_loss(losses: Losses) -> Tensor:
+    """The sum, where it gives all parameters the gradients that are theirs: what is detached in
+    wake-sleep keeps the two apart.
+    """
+    return losses.theta if losses.theta is losses.phi else losses.theta + losses.phi
 
 
 def follow(

@@ -35,13 +35,15 @@ from oc_perception.models.air import (
     draw_presence,
     follow,
     log_normal,
-    losses,
     numbered,
+    one_loss,
     perceptron,
     random_limits,
+    score_losses,
 )
 from oc_perception.models.registry import register_model
 from oc_perception.models.windows import boxes_of
+from oc_perception.objectives.wake_sleep import wake_wake
 
 _GOES_ON, _EXPECTED_TO_GO_ON = 5.0, 10.0  # logits of the presence of an object that was there
 _MIN_STD = 0.01
@@ -65,6 +67,8 @@ class SqairConfig(AirConfig):
             raise ValueError("first_frames must be at least 1 and at most num_frames")
         if not 0 <= self.curriculum <= 1:
             raise ValueError("curriculum must be between 0 and 1")
+        if self.objective not in ("vimco", "vimco_released", "wake_wake"):
+            raise ValueError("objective must be vimco, vimco_released or wake_wake in SQAIR")
 
 
 class SqairState(NamedTuple):
@@ -106,10 +110,11 @@ class Sqair(nn.Module):
         self.num_slots = config.num_slots
         hidden, what = config.hidden_size, config.what_size
         self.picture = Picture(config)
-        self.discovery = Discovery(config, context_size=hidden)
+        self.discovery = Discovery(config, context_size=hidden, prior_context_size=hidden)
         self.propagation = Propagation(config)
-        self.summary = perceptron(what + 4, hidden, hidden)  # of each object, for discovery
         self.prior = PropagationPrior(config)
+        self.summary = perceptron(what + 4, hidden, hidden)  # of each object, for discovery
+        self.prior_summary = perceptron(what + 4, hidden, hidden)  # the same for its prior
 
     def initial_state(self, batch_size: int, particles: int = 1) -> SqairState:
         """Before the first frame: nobody is there."""
@@ -190,15 +195,19 @@ class Sqair(nn.Module):
         longer = (progress - config.curriculum) / (1 - config.curriculum or 1)
         more = math.ceil(max(0.0, longer) * (config.num_frames - config.first_frames))
         images = clip.images[:, : config.first_frames + more]
-        pathwise = config.objective != "wake_wake"
+        count, frames = config.particles, images.shape[1]
         limits = random_limits(config, len(images), progress, generator)
-        output, terms, log_likelihood = self._run(
-            images, config.particles, generator, pathwise, limits
-        )
-        frames = images.shape[1]
-        parts = losses(config.objective, log_likelihood, terms, config.particles, frames)
+        pathwise = config.objective != "wake_wake"
+        output, terms, log_likelihood = self._run(images, count, generator, pathwise, limits)
+        grouped = [x.view(-1, 1, count) for x in (log_likelihood + terms.log_p, terms.log_q)]
+        if config.objective == "wake_wake":
+            both = wake_wake(*grouped)
+        else:
+            both = score_losses(config.objective, *grouped, terms.log_q_presence)
+        parts = bounds(log_likelihood.view(-1, count), terms)
         return {
-            **parts,
+            "loss": one_loss(both) / frames,
+            **{name: value.detach().mean() / frames for name, value in parts.items()},
             "count": output.presence.float().sum(-1).mean(),
             "rediscovered": output.discovered[:, 1:].float().sum(-1).mean(),
         }
@@ -255,10 +264,13 @@ class Sqair(nn.Module):
         if limits is None:
             limits = known.new_full((batch,), slots)
         capacity = (limits.repeat_interleave(particles) - known).clamp(min=0)
-        told = self.summary(torch.cat([kept.what, kept.where], 2))
-        context = torch.where(kept.presence[..., None], told, 0).sum(1)
+        latents = torch.cat([kept.what, kept.where], 2)
+        context, prior_context = (
+            torch.where(kept.presence[..., None], summary(latents), 0).sum(1)
+            for summary in (self.summary, self.prior_summary)
+        )
         new, new_terms = self.discovery(
-            self.picture, images, code, context, capacity, slots,
+            self.picture, images, code, context, prior_context, capacity, slots,
             None if state.is_first else known, generator, pathwise,
         )  # fmt: skip
         terms = new_terms if terms is None else terms + new_terms

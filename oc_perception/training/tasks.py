@@ -6,6 +6,7 @@
 | discovery | images `(B, 3, H, W)` | of its decompositions, by `evaluate_discovery`, if labelled |
 | motion | `Motion` of `model.num_frames` frames | `model.score(motion, generator)` |
 | tracking | `Clip` of as many, `model.frame_size` large | `model.score(clip, generator)` |
+| video | the same, of whose motion it is not told | of what it follows, by `evaluate_video` |
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from oc_perception.configuration import ConfigurationError
 from oc_perception.evaluation.discovery import evaluate_discovery
 from oc_perception.evaluation.figures import decomposition_grid
+from oc_perception.evaluation.video import evaluate_video
 from oc_perception.types import Clip, Motion
 from oc_perception.worlds.registry import WORLDS, create_world, held_out
 from oc_perception.worlds.scenes import World
@@ -152,4 +154,9 @@ TASKS = {
     ),
     "motion": Task(_draw_motion, _score(_draw_motion)),
     "tracking": Task(_draw_clip, _score(_draw_clip)),
+    "video": Task(
+        _draw_clip,
+        evaluate_video,
+        columns=("counting_accuracy", "discoveries_over_ideal", "id_switches_per_100", "kl"),
+    ),
 }
