@@ -18,6 +18,7 @@ _BENCHMARKS = {
     "replay": "speed and memory of replay with a stub model",
     "trajectories": "forecasts of how persons walk, beside simple ones",
     "pedestrian-clips": "boxes followed through the end of recordings",
+    "bounds": "signal of gradients and quality of models by variational bound",
     "multistability": "groupings of an ambiguous picture that inference finds",
 }
 
