@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import moving_toys
@@ -21,7 +22,7 @@ from oc_perception.models import registry
 from oc_perception.models.registry import ModelError, create_model, load_model
 from oc_perception.training import trainer
 from oc_perception.training.recipe import Recipe, TrainingConfig
-from oc_perception.training.tasks import TASKS
+from oc_perception.training.tasks import TASKS, held_out_loss
 from oc_perception.worlds.registry import WORLDS
 
 KINDS = ["motion", "tracking"]
@@ -62,6 +63,27 @@ def test_a_resumed_run_ends_with_the_same_weights_as_an_uninterrupted_one(tmp_pa
     trainer.train(plan, tmp_path / "parts", report=quiet)
     whole, parts = (tmp_path / name / "weights.safetensors" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_and_held_out_losses_are_of_what_is_not_learned_from(kind, monkeypatch):
+    drawn = []
+
+    class Recorded(WORLDS["points"]):
+        @dataclass(frozen=True)
+        class Config(WORLDS["points"].Config):
+            split: str = "train"
+            validation: float = 0.2
+
+        def sample_motion(self, num_frames):
+            drawn.append(self.config.split)
+            return super().sample_motion(num_frames)
+
+    monkeypatch.setitem(WORLDS, "recorded", Recorded)
+    scope = (create_model(f"toy_{kind}").eval(), "recorded", {"speed": 0.5}, 5, 0)
+    TASKS[kind].evaluate(*scope)
+    held_out_loss(TASKS[kind], *scope)
+    assert drawn == ["validation", "validation"]
 
 
 def test_two_processes_learn_what_one_does_and_one_can_go_on(tmp_path):
