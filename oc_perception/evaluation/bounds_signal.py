@@ -53,10 +53,13 @@ class SignalConfig:
     groups: tuple[int, ...] = (1, 3, 10, 30, 100)
     seed: int = 0
 
-    def settings(self) -> list[tuple[int, int]]:
-        """Pairs of M and K: all counts, all groups, and 64 weights shared out in three ways."""
-        pairs = [(1, k) for k in self.counts] + [(m, 1) for m in self.groups]
-        return list(dict.fromkeys([*pairs, (1, 64), (8, 8), (64, 1)]))
+    def tables(self) -> dict[str, list[tuple[int, int]]]:
+        """Pairs of M and K: more particles, more groups, and 64 weights shared out differently."""
+        return {
+            "particles": [(1, k) for k in self.counts],
+            "groups": [(m, 1) for m in self.groups],
+            "of_64": [(1, 64), (8, 8), (64, 1)],
+        }
 
 
 @torch.no_grad()
@@ -120,27 +123,32 @@ def estimate_gradients(
 
 
 def measure(config: SignalConfig, regime: Regime, device: str = "cpu") -> dict[str, Any]:
-    """Rows by setting, `m` and `k`, of each gradient: `snr`, `dsnr` and `dsnr_tightest`, against
-    the direction that most particles have; `rmse` and `bias` of the one for theta, from the
-    gradient of the evidence; and `random`, the `dsnr` of no signal.
+    """Tables by name, as those of `config`, of rows `m`, `k` and, by gradient, `snr`, `dsnr` and
+    `dsnr_tightest`, against the direction that most particles have; `rmse` and `bias` of the one
+    for theta, from the gradient of the evidence. And `random`, the `dsnr` of no signal.
     """
     generator = torch.Generator(device).manual_seed(config.seed)
     toy = GaussianToy(generator, config.points, config.dimensions, regime.variance)
     parameters = toy.near_optimum(regime.offset_std, generator)
-    gradients = estimate_gradients(toy, parameters, config.settings(), config.repeats, generator)
-    target = (toy.data - parameters.mean).mean(0) / 2
+    tables = config.tables()
+    settings = [*dict.fromkeys(pair for pairs in tables.values() for pair in pairs)]
+    gradients = estimate_gradients(toy, parameters, settings, config.repeats, generator)
+    target = (toy.data - parameters.mean).mean(0).double() / 2
     tightest = (1, max(config.counts))
-    rows = []
-    for m, k in config.settings():
+    directions = {name: found[tightest].double().mean(0) for name, found in gradients.items()}
+    rows = {}
+    for m, k in settings:
         row: dict[str, Any] = {"m": m, "k": k, "snr": {}, "dsnr": {}, "dsnr_tightest": {}}
-        for name, by_setting in gradients.items():
-            estimates = by_setting[m, k].double()
-            direction = by_setting[tightest].double().mean(0)
+        for name, direction in directions.items():
+            estimates = gradients[name][m, k].double()
             row["snr"][name] = rms_signal_to_noise(estimates)
             row["dsnr"][name] = directional_signal_to_noise(estimates)
             row["dsnr_tightest"][name] = directional_signal_to_noise(estimates, direction)
         misses = gradients["theta"][m, k].double() - target
         row["rmse"] = misses.square().sum(1).mean().sqrt().item()
         row["bias"] = misses.mean(0).norm().item()
-        rows.append(row)
-    return {"random": random_directional(config.dimensions), "rows": rows}
+        rows[m, k] = row
+    return {
+        "random": random_directional(config.dimensions),
+        **{name: [rows[pair] for pair in pairs] for name, pairs in tables.items()},
+    }

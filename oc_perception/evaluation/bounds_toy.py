@@ -17,7 +17,7 @@ from oc_perception.evaluation.bounds_deep import Method, methods
 from oc_perception.objectives.bounds import backward
 from oc_perception.worlds.gaussian_toy import GaussianToy, Parameters
 
-_RECORDED = 60  # distances in a curve
+_RECORDED = 20  # distances in a curve
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ToyConfig:
     total: int = 64
     points: int = 256
     dimensions: int = 20
-    steps: int = 3000
+    steps: int = 6000
     learning_rate: float = 1e-2
 
 
