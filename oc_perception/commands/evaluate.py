@@ -144,7 +144,9 @@ def _video_settings(
     model: nn.Module, world: str, config: dict[str, Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """What was scored, beside `scoring.settings`; `source` where a world says what it shows."""
-    source = getattr(create_world(world, held_out(world, config), 1), "source", None)
+    source = getattr(
+        create_world(world, held_out(world, config), 1, arguments.seed), "source", None
+    )
     return {
         "slots": model.num_slots,
         "frames": model.num_frames,
@@ -156,11 +158,14 @@ def _video_settings(
 def _draw_strips(
     model: nn.Module, world: str, config: dict[str, Any], arguments: argparse.Namespace
 ) -> None:
-    """What a model of videos sees, and what it expects of the last frames unseen."""
+    """What a model of videos sees, and what it expects of the last frames unseen, in sequences
+    with many objects.
+    """
     arguments.figures.mkdir(parents=True, exist_ok=True)
-    scenes = min(_STRIPS, arguments.scenes)
-    wanted = (model, world, config, scenes, arguments.seed, arguments.device)
-    images, _ = next(sequences(*wanted))
+    wanted = (model, world, config, arguments.scenes, arguments.seed, arguments.device)
+    images, motion = next(sequences(*wanted))
+    most = motion.present.any(1).sum(1).argsort(descending=True, stable=True)[:_STRIPS]
+    images = images[most]
     draw_strips(model, images[:, : model.num_frames], arguments.figures / "tracks.png")
     foreseen = images[:, : SEEN + max(HORIZONS)]
     draw_strips(model, foreseen, arguments.figures / "forecast.png", SEEN)
