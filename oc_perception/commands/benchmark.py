@@ -20,6 +20,7 @@ _BENCHMARKS = {
     "pedestrian-clips": "boxes followed through the end of recordings",
     "bounds": "signal of gradients and quality of models by variational bound",
     "multistability": "groupings of an ambiguous picture that inference finds",
+    "wake-sleep": "gradients through discrete latents, where the answer is known",
 }
 
 
