@@ -14,7 +14,6 @@ count for nothing, so that shapes never change.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -23,8 +22,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oc_perception.configuration import from_mapping
+from oc_perception.models.objects import (
+    Found,
+    Picture,
+    Terms,
+    VideoOutput,
+    bounds,
+    draw,
+    draw_presence,
+    follow,
+    log_normal,
+    numbered,
+    perceptron,
+)
 from oc_perception.models.registry import register_model
-from oc_perception.models.windows import boxes_of, paint, read, where_of
+from oc_perception.models.windows import boxes_of, where_of
 from oc_perception.objectives.bounds import Losses
 from oc_perception.objectives.score_function import vimco, vimco_released
 from oc_perception.objectives.wake_sleep import (
@@ -36,7 +48,6 @@ from oc_perception.objectives.wake_sleep import (
 
 _MIN_STD = 0.01
 _LIKELY = 1.0  # logit of the presence of a first object
-_DECODER_SCALE = 0.25  # a picture that begins grey is never left: objects would all be dropped
 
 _COVER = 0.2  # of delta-wake-wake's particles, whose presences are tosses of a coin
 
@@ -79,49 +90,10 @@ class AirConfig:
             raise ValueError("limited must be between 0 and 1")
 
 
-class Terms(NamedTuple):
-    """Log densities `(R,)`: of the latents under the model and the posterior, and what of the
-    latter is that of presences.
-    """
-
-    log_p: Tensor
-    log_q: Tensor
-    log_q_presence: Tensor
-
-    def __add__(self, other: Terms) -> Terms:
-        return Terms(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-class Found(NamedTuple):
-    """Objects `(R, N, ...)`: `presence` bool, `probability` before it was drawn."""
-
-    what: Tensor
-    where: Tensor
-    presence: Tensor
-    probability: Tensor
-
-
 class VideoState(NamedTuple):
     """What AIR knows of earlier frames: none of it but the ids `(B, K)` that come next."""
 
     next_id: Tensor
-
-
-class VideoOutput(NamedTuple):
-    """Objects `(B, K, N, ...)` of each of K particles.
-
-    `boxes` (centre x, y, width, height in image widths), `presence` bool, `probability` of it,
-    `ids` from 1 (0: absent), `discovered` bool (new in this frame); `log_weights` `(B, K)` of the
-    particles, normalised, after this frame, which changed them by `log_increment` `(B, K)`.
-    """
-
-    boxes: Tensor
-    presence: Tensor
-    probability: Tensor
-    ids: Tensor
-    discovered: Tensor
-    log_weights: Tensor
-    log_increment: Tensor
 
 
 class Air(nn.Module):
@@ -134,7 +106,13 @@ class Air(nn.Module):
         self.config = config
         self.frame_size, self.num_frames = config.frame_size, config.num_frames
         self.num_slots = config.num_slots
-        self.picture = Picture(config)
+        self.picture = Picture(
+            config.frame_size,
+            config.glimpse_size,
+            config.hidden_size,
+            config.what_size,
+            config.sigma,
+        )
         self.discovery = Discovery(config, context_size=0)
 
     def initial_state(self, batch_size: int, particles: int = 1) -> VideoState:
@@ -253,47 +231,6 @@ class Air(nn.Module):
             None, generator, pathwise, cover, given,
         )  # fmt: skip
         return found, terms, self.picture.log_likelihood(images, found)
-
-
-class Picture(nn.Module):
-    """Images to codes, glimpses to codes, and objects back to images."""
-
-    def __init__(self, config: AirConfig) -> None:
-        super().__init__()
-        self.frame_size, self.glimpse_size = config.frame_size, config.glimpse_size
-        self.sigma = config.sigma
-        hidden, pixels = config.hidden_size, config.glimpse_size**2
-        self.encode_image = perceptron(math.prod(config.frame_size), hidden, hidden)
-        self.encode_glimpse = perceptron(pixels, hidden, hidden)
-        self.decode_glimpse = perceptron(config.what_size, hidden, hidden, pixels)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(_DECODER_SCALE)))
-
-    def encode(self, images: Tensor) -> Tensor:
-        """`(B, D)` of images `(B, H, W)`."""
-        return functional.elu(self.encode_image(images.flatten(1)))
-
-    def look(self, images: Tensor, where: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Codes `(R, D)` of what windows `(R, 4)` show of images, seen through a mask."""
-        glimpses = read(images, where, self.glimpse_size).flatten(1)
-        if mask is not None:
-            glimpses = glimpses * mask
-        return functional.elu(self.encode_glimpse(glimpses))
-
-    def draw(self, found: Found) -> Tensor:
-        """The picture `(R, H, W)` of the objects that are present."""
-        glimpses = self.decode_glimpse(found.what) * self.log_scale.exp()
-        glimpses = torch.where(found.presence[..., None], glimpses, 0)
-        size = (self.glimpse_size, self.glimpse_size)
-        return paint(glimpses.unflatten(2, size), found.where, self.frame_size)
-
-    def log_likelihood(self, images: Tensor, found: Found) -> Tensor:
-        """`(R,)` of images `(B, H, W)`, in nats per image."""
-        drawn = self.draw(found).view(len(images), -1, *self.frame_size)
-        squared = (images.unsqueeze(1) - drawn).square().sum((2, 3)).flatten()
-        pixels = math.prod(self.frame_size)
-        return -0.5 * squared / self.sigma**2 - pixels * math.log(
-            self.sigma * math.sqrt(2 * math.pi)
-        )
 
 
 class Discovery(nn.Module):
@@ -430,66 +367,6 @@ class CountPrior(nn.Module):
         return logits.log_softmax(1).gather(1, count[:, None])[:, 0]
 
 
-# What AIR and SQAIR share
-
-
-def perceptron(inputs: int, *sizes: int, gain: float = 1.0) -> nn.Sequential:
-    """Linear layers with ELUs in between; the last one begins at `gain` times the usual weights,
-    without bias.
-    """
-    layers: list[nn.Module] = []
-    for size in sizes:
-        layers += [nn.Linear(inputs, size), nn.ELU()]
-        inputs = size
-    last = layers[-2]
-    with torch.no_grad():
-        last.weight.mul_(gain)
-        last.bias.zero_()
-    return nn.Sequential(*layers[:-1])
-
-
-def draw(
-    mean: Tensor, std: Tensor, generator: torch.Generator | None, pathwise: bool = True
-) -> Tensor:
-    """A sample of a normal distribution, its mean without `generator`; gradients pass through it
-    if `pathwise`.
-    """
-    if generator is None:
-        return mean
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    sample = mean + std * noise
-    return sample if pathwise else sample.detach()
-
-
-def draw_presence(
-    logit: Tensor,
-    possible: Tensor,
-    generator: torch.Generator | None,
-    cover: Tensor | None = None,
-    given: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Presence `(...)` bool where `possible`, and the log-probability of what was drawn, or was
-    `given`; in `cover` rows a coin is tossed.
-    """
-    if given is not None:
-        drawn = given
-    elif generator is None:
-        drawn = logit > 0
-    else:
-        chance = logit.sigmoid()
-        if cover is not None:
-            chance = torch.where(cover, 0.5, chance)
-        drawn = torch.rand(logit.shape, generator=generator, device=logit.device) < chance
-    log_q = functional.logsigmoid(torch.where(drawn, logit, -logit))
-    return drawn & possible, torch.where(possible, log_q, 0)
-
-
-def log_normal(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Log-density `(...)` of values `(..., D)`."""
-    density = -0.5 * ((value - mean) / std).square() - std.log()
-    return density.sum(-1) - 0.5 * math.log(2 * math.pi) * value.shape[-1]
-
-
 def random_limits(
     config: AirConfig, batch: int, progress: float, generator: torch.Generator
 ) -> Tensor:
@@ -499,24 +376,6 @@ def random_limits(
     share = 1 - progress / config.limited if config.limited else 0.0
     limited = torch.rand(batch, generator=generator, device=device) < share
     return torch.where(limited, limits, config.num_slots)
-
-
-def numbered(new: Tensor, next_id: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids `(B, K, N)` for `new` objects from `next_id` `(B, K)` on, 0 for others; the next id."""
-    ids = torch.where(new, next_id[..., None] + new.cumsum(-1) - 1, 0)
-    return ids, next_id + new.sum(-1)
-
-
-def bounds(log_likelihood: Tensor, terms: Terms) -> dict[str, Tensor]:
-    """`(B,)` each, from log-likelihoods `(B, K)` and densities `(R,)`."""
-    divergence = (terms.log_q - terms.log_p).view_as(log_likelihood)
-    log_weights = log_likelihood - divergence
-    return {
-        "log_evidence": log_weights.logsumexp(1) - math.log(log_weights.shape[1]),
-        "elbo": log_weights.mean(1),
-        "kl": divergence.mean(1),
-        "log_likelihood": log_likelihood.mean(1),
-    }
 
 
 def score_losses(objective: str, log_p: Tensor, log_q: Tensor, log_q_presence: Tensor) -> Losses:
@@ -530,18 +389,6 @@ def one_loss(losses: Losses) -> Tensor:
     wake-sleep keeps the two apart.
     """
     return losses.theta if losses.theta is losses.phi else losses.theta + losses.phi
-
-
-def follow(
-    model: nn.Module, images: Tensor, particles: int, generator: torch.Generator | None
-) -> VideoOutput:
-    """Outputs `(B, T, ...)` of a video model for all frames of `images` `(B, T, 3, H, W)`."""
-    state = model.initial_state(len(images), particles)
-    outputs: Sequence[VideoOutput] = []
-    for frame in images.unbind(1):
-        state, output = model.step(state, frame, generator)
-        outputs = [*outputs, output]
-    return VideoOutput(*(torch.stack(parts, 1) for parts in zip(*outputs, strict=True)))
 
 
 @register_model

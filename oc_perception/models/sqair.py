@@ -26,6 +26,11 @@ from oc_perception.configuration import from_mapping
 from oc_perception.models.air import (
     AirConfig,
     Discovery,
+    one_loss,
+    random_limits,
+    score_losses,
+)
+from oc_perception.models.objects import (
     Found,
     Picture,
     Terms,
@@ -36,10 +41,7 @@ from oc_perception.models.air import (
     follow,
     log_normal,
     numbered,
-    one_loss,
     perceptron,
-    random_limits,
-    score_losses,
 )
 from oc_perception.models.registry import register_model
 from oc_perception.models.windows import boxes_of
@@ -109,7 +111,13 @@ class Sqair(nn.Module):
         self.frame_size, self.num_frames = config.frame_size, config.num_frames
         self.num_slots = config.num_slots
         hidden, what = config.hidden_size, config.what_size
-        self.picture = Picture(config)
+        self.picture = Picture(
+            config.frame_size,
+            config.glimpse_size,
+            hidden,
+            what,
+            config.sigma,
+        )
         self.discovery = Discovery(config, context_size=hidden, prior_context_size=hidden)
         self.propagation = Propagation(config)
         self.prior = PropagationPrior(config)

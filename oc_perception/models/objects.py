@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects that are drawn into pictures: what AIR and SQAIR share.
+
+Rows R are B images times K particles. Slots that are absent take part in every computation and
+count for nothing, so that shapes never change.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from oc_perception.models.windows import paint, read
+
+_DECODER_SCALE = 0.25  # a picture that begins grey is never left: objects would all be dropped
+
+
+class Terms(NamedTuple):
+    """Log densities `(R,)`: of the latents under the model and the posterior, and what of the
+    latter is that of presences.
+    """
+
+    log_p: Tensor
+    log_q: Tensor
+    log_q_presence: Tensor
+
+    def __add__(self, other: Terms) -> Terms:
+        return Terms(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Found(NamedTuple):
+    """Objects `(R, N, ...)`: `presence` bool, `probability` before it was drawn."""
+
+    what: Tensor
+    where: Tensor
+    presence: Tensor
+    probability: Tensor
+
+
+class VideoOutput(NamedTuple):
+    """Objects `(B, K, N, ...)` of each of K particles.
+
+    `boxes` (centre x, y, width, height in image widths), `presence` bool, `probability` of it,
+    `ids` from 1 (0: absent), `discovered` bool (new in this frame); `log_weights` `(B, K)` of the
+    particles, normalised, after this frame, which changed them by `log_increment` `(B, K)`.
+    """
+
+    boxes: Tensor
+    presence: Tensor
+    probability: Tensor
+    ids: Tensor
+    discovered: Tensor
+    log_weights: Tensor
+    log_increment: Tensor
+
+
+class Picture(nn.Module):
+    """Images to codes, glimpses to codes, and objects back to images."""
+
+    def __init__(
+        self,
+        frame_size: tuple[int, int],
+        glimpse_size: int,
+        hidden_size: int,
+        what_size: int,
+        sigma: float,
+    ) -> None:
+        super().__init__()
+        self.frame_size, self.glimpse_size, self.sigma = frame_size, glimpse_size, sigma
+        hidden, pixels = hidden_size, glimpse_size**2
+        self.encode_image = perceptron(math.prod(frame_size), hidden, hidden)
+        self.encode_glimpse = perceptron(pixels, hidden, hidden)
+        self.decode_glimpse = perceptron(what_size, hidden, hidden, pixels)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_DECODER_SCALE)))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """`(B, D)` of images `(B, H, W)`."""
+        return functional.elu(self.encode_image(images.flatten(1)))
+
+    def look(self, images: Tensor, where: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Codes `(R, D)` of what windows `(R, 4)` show of images, seen through a mask."""
+        glimpses = read(images, where, self.glimpse_size).flatten(1)
+        if mask is not None:
+            glimpses = glimpses * mask
+        return functional.elu(self.encode_glimpse(glimpses))
+
+    def draw(self, found: Found) -> Tensor:
+        """The picture `(R, H, W)` of the objects that are present."""
+        glimpses = self.decode_glimpse(found.what) * self.log_scale.exp()
+        glimpses = torch.where(found.presence[..., None], glimpses, 0)
+        size = (self.glimpse_size, self.glimpse_size)
+        return paint(glimpses.unflatten(2, size), found.where, self.frame_size)
+
+    def log_likelihood(self, images: Tensor, found: Found) -> Tensor:
+        """`(R,)` of images `(B, H, W)`, in nats per image."""
+        drawn = self.draw(found).view(len(images), -1, *self.frame_size)
+        squared = (images.unsqueeze(1) - drawn).square().sum((2, 3)).flatten()
+        pixels = math.prod(self.frame_size)
+        return -0.5 * squared / self.sigma**2 - pixels * math.log(
+            self.sigma * math.sqrt(2 * math.pi)
+        )
+
+
+def perceptron(inputs: int, *sizes: int, gain: float = 1.0) -> nn.Sequential:
+    """Linear layers with ELUs in between; the last one begins at `gain` times the usual weights,
+    without bias.
+    """
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layers += [nn.Linear(inputs, size), nn.ELU()]
+        inputs = size
+    last = layers[-2]
+    with torch.no_grad():
+        last.weight.mul_(gain)
+        last.bias.zero_()
+    return nn.Sequential(*layers[:-1])
+
+
+def draw(
+    mean: Tensor, std: Tensor, generator: torch.Generator | None, pathwise: bool = True
+) -> Tensor:
+    """A sample of a normal distribution, its mean without `generator`; gradients pass through it
+    if `pathwise`.
+    """
+    if generator is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    sample = mean + std * noise
+    return sample if pathwise else sample.detach()
+
+
+def draw_presence(
+    logit: Tensor,
+    possible: Tensor,
+    generator: torch.Generator | None,
+    cover: Tensor | None = None,
+    given: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Presence `(...)` bool where `possible`, and the log-probability of what was drawn, or was
+    `given`; in `cover` rows a coin is tossed.
+    """
+    if given is not None:
+        drawn = given
+    elif generator is None:
+        drawn = logit > 0
+    else:
+        chance = logit.sigmoid()
+        if cover is not None:
+            chance = torch.where(cover, 0.5, chance)
+        drawn = torch.rand(logit.shape, generator=generator, device=logit.device) < chance
+    log_q = functional.logsigmoid(torch.where(drawn, logit, -logit))
+    return drawn & possible, torch.where(possible, log_q, 0)
+
+
+def log_normal(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log-density `(...)` of values `(..., D)`."""
+    density = -0.5 * ((value - mean) / std).square() - std.log()
+    return density.sum(-1) - 0.5 * math.log(2 * math.pi) * value.shape[-1]
+
+
+def numbered(new: Tensor, next_id: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids `(B, K, N)` for `new` objects from `next_id` `(B, K)` on, 0 for others; the next id."""
+    ids = torch.where(new, next_id[..., None] + new.cumsum(-1) - 1, 0)
+    return ids, next_id + new.sum(-1)
+
+
+def bounds(log_likelihood: Tensor, terms: Terms) -> dict[str, Tensor]:
+    """`(B,)` each, from log-likelihoods `(B, K)` and densities `(R,)`."""
+    divergence = (terms.log_q - terms.log_p).view_as(log_likelihood)
+    log_weights = log_likelihood - divergence
+    return {
+        "log_evidence": log_weights.logsumexp(1) - math.log(log_weights.shape[1]),
+        "elbo": log_weights.mean(1),
+        "kl": divergence.mean(1),
+        "log_likelihood": log_likelihood.mean(1),
+    }
+
+
+def follow(
+    model: nn.Module, images: Tensor, particles: int, generator: torch.Generator | None
+) -> VideoOutput:
+    """Outputs `(B, T, ...)` of a video model for all frames of `images` `(B, T, 3, H, W)`."""
+    state = model.initial_state(len(images), particles)
+    outputs = []
+    for frame in images.unbind(1):
+        state, output = model.step(state, frame, generator)
+        outputs.append(output)
+    return VideoOutput(*(torch.stack(parts, 1) for parts in zip(*outputs, strict=True)))
