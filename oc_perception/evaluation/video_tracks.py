@@ -63,15 +63,11 @@ def best_pairs(worth: Tensor, possible: Tensor) -> Tensor:
 
 
 def _one_sequence(truth: Tensor, boxes: Tensor, visible: Tensor, ids: Tensor) -> MotSequence:
-    """All sequences one after the other, with identities of their own: their scores add up."""
-    batch, _, count = visible.shape
-    row = torch.arange(batch, device=ids.device)[:, None, None]
-    truth_ids = (row * count + torch.arange(count, device=ids.device)).expand_as(visible)
-    track_ids = row * (ids.max() + 1) + ids
+    """All sequences one after the other. Their switches add up, as no object is in two of them."""
+    objects = torch.arange(visible[:, 0].numel(), device=ids.device)
+    objects = objects.view_as(visible[:, 0]).unsqueeze(1).expand_as(visible)
     lists = []
-    for values, there in ((truth_ids, visible), (truth, visible), (track_ids, ids > 0),
-                          (boxes, ids > 0)):  # fmt: skip
-        kept = values[there].cpu().numpy()
+    for values, there in ((objects, visible), (truth, visible), (ids, ids > 0), (boxes, ids > 0)):
         counts = there.sum(2).flatten().cpu().numpy()
-        lists.append(np.split(kept, np.cumsum(counts)[:-1]))
+        lists.append(np.split(values[there].cpu().numpy(), np.cumsum(counts)[:-1]))
     return MotSequence(*lists)

@@ -44,12 +44,14 @@ class Follower:
         self.config = SimpleNamespace(particles=3, sigma=0.3)
         self.frame_size, self.num_frames = (32, 32), frames
         self.motion, self.faults = motion, faults
+        self.seen = []  # of each step, whether there was a frame
 
     def initial_state(self, batch_size, particles=1):
         return 0, batch_size, particles
 
     def step(self, state, frame, generator=None):
         (time, batch, particles), wrong = state, self.faults
+        self.seen.append(frame is not None)
         truth = self.motion[:batch, time]
         boxes = torch.cat([truth.positions, truth.sizes * wrong.get("wider", 1)], -1)
         boxes[..., :2] += wrong.get("offset", 0)
@@ -297,7 +299,9 @@ def accelerated(pull):
 
 def test_baselines_are_frozen_and_straight_lines_from_what_was_seen():
     pull = 0.01
-    scores = forecasts(Follower(accelerated(pull), offset=0.005))
+    model = Follower(accelerated(pull), offset=0.005)
+    scores = forecasts(model)
+    assert model.seen == 2 * (3 * [True] + 5 * [False])  # once as most probable, once in samples
     for horizon in (1, 3, 5):
         shift = 0.005 * math.sqrt(2)
         assert scores[f"forecast_ade_{horizon}"] == pytest.approx(shift, rel=1e-3)
