@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from oc_perception.evaluation.draw import color, write_png
-from oc_perception.models.air import Found
+from oc_perception.models.objects import Found
 
 _COLUMNS = 12
 _TILE_PX, _GAP_PX, _MARGIN_PX, _HEADING_PX = 96, 4, 52, 20

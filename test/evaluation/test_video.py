@@ -16,7 +16,7 @@ import torch
 from oc_perception.evaluation.video import counting, evaluate_video, examine_video
 from oc_perception.evaluation.video_forecast import forecast
 from oc_perception.evaluation.video_tracks import best_pairs, tracks
-from oc_perception.models.air import VideoOutput
+from oc_perception.models.objects import VideoOutput
 from oc_perception.types import Motion
 from oc_perception.worlds.mini_shapes import MiniShapes
 
