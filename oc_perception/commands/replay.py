@@ -71,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracker",
         choices=TRACKERS,
-        help="mohart follows objects in the images (default: as in --config, else filter)",
+        help="mohart follows objects in the images, sqair also finds them there (default: as in "
+        "--config, else filter)",
     )
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument(

@@ -61,7 +61,7 @@ def job_key(job: ReplayJob, identity: str, truth_identity: str) -> str:
     """Of a job on a recording and its truth: configuration, weights and software go in, too."""
     tracker = job.tracker
     weights = {"model": _weights_digest(job.model)}
-    if tracker.tracker == "mohart":
+    if tracker.tracker != "filter":
         weights["tracker"] = _weights_digest(tracker.tracker_weights)
     if tracker.motion_model == "relational":
         weights["motion"] = _weights_digest(tracker.motion_weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from oc_perception.nodes.parameters import Parameter, Value, of_dataclass, to_dataclass
-from oc_perception.tracking.config import TrackerConfig
+from oc_perception.tracking.config import BACKGROUNDS, TRACKERS, TrackerConfig
 from oc_perception.tracking.sensor import SensorMonitorConfig
 
 _COMMON = (
@@ -145,8 +145,8 @@ TRACKING = (
     Parameter(
         "image_wait_s",
         0.1,
-        "How long a segmentation waits for its image with `tracker: mohart`. Used by the next "
-        "configure.",
+        "How long a segmentation waits for its image with `tracker: mohart` or `sqair`. Used by "
+        "the next configure.",
         0.0,
         10.0,
     ),
@@ -156,22 +156,25 @@ TRACKING = (
         {
             "tracker": (
                 "`filter` moves objects by `motion_model`; `mohart` follows them in the images, "
-                "and subscribes to these. Used by the next configure.",
+                "and subscribes to these; so does `sqair`, which also finds them there itself, "
+                "before a camera at rest. Used by the next configure.",
                 None,
                 None,
-                ("filter", "mohart"),
+                TRACKERS,
             ),
             "tracker_weights": (
-                "Checkpoint directory or name of a shipped checkpoint for `mohart`. Used by the "
-                "next configure.",
+                "Checkpoint directory or name of a shipped checkpoint for `mohart` or `sqair`. "
+                "Used by the next configure.",
             ),
             "frame_period_s": (
-                "Time between the frames from which the weights of `mohart` were learned.",
+                "Time between the frames from which the weights of `mohart` or `sqair` were "
+                "learned.",
                 1e-3,
                 10.0,
             ),
             "box_std_sizes": (
-                "Error of a box of `mohart` where something was found, box sizes.",
+                "Error of a box of `mohart` where something was found, and of one of `sqair`, "
+                "box sizes.",
                 1e-3,
                 10.0,
             ),
@@ -180,6 +183,50 @@ TRACKING = (
                 "until something is found there again, box sizes/s.",
                 1e-3,
                 100.0,
+            ),
+            "particles": (
+                "Hypotheses of `sqair`; with 1 it sees what is most probable, without chance. "
+                "Used by the next configure.",
+                1,
+                1000,
+            ),
+            "forecast_samples": (
+                "Ways in which each hypothesis of `sqair` may go on unseen.",
+                1,
+                1000,
+            ),
+            "slots": (
+                "Objects that `sqair` sees at most, 0 for as many as it learned with. Used by the "
+                "next configure.",
+                0,
+                64,
+            ),
+            "seed": ("Seed of the draws of `sqair`.", 0, 2**31 - 1),
+            "background": (
+                "What objects of `sqair` stand before: `learned` from what the camera sees, or "
+                "`black`.",
+                None,
+                None,
+                BACKGROUNDS,
+            ),
+            "background_frames": (
+                "First frames, of which the background of `sqair` is the median; nothing is "
+                "tracked in them. As many in a row of which most is foreground are the first of "
+                "another background.",
+                1,
+                1000,
+            ),
+            "background_s": (
+                "Time within which the background of `sqair` turns from black to white; what "
+                "stays becomes background.",
+                0.1,
+                1e6,
+            ),
+            "foreground_contrast": (
+                "Difference from the background with which `sqair` sees an object fully bright, "
+                "share of the range.",
+                1e-3,
+                1.0,
             ),
             "motion_model": (
                 "How objects are believed to move: `kalman` each by itself, `relational` learned, "

@@ -2,7 +2,8 @@
 """Follows objects through time: `segmentation` in, `~/tracks` and `~/trajectories` out.
 
 Without an observation (the segmentation says so, or nothing comes at all) tracks are predicted and
-published at the camera's rate until all are lost. With `tracker: mohart` it also looks at `image`.
+published at the camera's rate until all are lost. With `tracker: mohart` or `sqair` it also looks
+at `image`.
 """
 
 from __future__ import annotations

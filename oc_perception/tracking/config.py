@@ -15,8 +15,10 @@ from oc_perception.tracking.kalman import MotionModel
 
 MOTION_MODELS = ("kalman", "relational", "kalman_walls", "constant_velocity", "hold")
 """What `motion_model` can be; the last three serve as measures of the first two."""
-TRACKERS = ("filter", "mohart")
+TRACKERS = ("filter", "mohart", "sqair")
 """What `tracker` can be."""
+BACKGROUNDS = ("learned", "black")
+"""What `background` can be."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,20 @@ class TrackerConfig:
     `blind_std_sizes_per_s` of its velocity, by which the error grows until something is found
     there again. The defaults are the errors of `mohart_d3a_cpu` on discs like those it learned
     from. Every period within `horizon_s` costs a step of the network.
+
+    Discovery and tracking in one. With `tracker` `sqair`, for cameras at rest, the network of
+    `tracker_weights` finds, follows and forgets the objects itself, in `particles` hypotheses that
+    are weighed by the pictures; it sees up to `slots` objects (0: as many as it learned with).
+    With one particle everything is the most probable, without chance; draws begin from `seed`. An
+    object is where its particles have it on average and exists as far as they have it; its
+    covariance is their spread, with an error of `box_std_sizes` added to that of each box. While
+    blind, and in trajectories, the prior goes on from every particle by `forecast_samples` ways.
+    What no particle has any more is remembered, and moved as by the Kalman filter, until it is
+    found again there or `detection_probability` speaks against it. The network sees what stands
+    out before the `background`, one of BACKGROUNDS, fully bright where the difference is
+    `foreground_contrast` of the range. A `learned` one is the median of `background_frames` in
+    which nothing is tracked, taken anew should as many in a row be of another background; it takes
+    up a change from black to white within `background_s`.
 
     Measurement. `measurement_std_widths` of a centroid on each axis: the default is a third of a
     pixel of a mask 64 wide. A box that is suddenly smaller or larger than the track's is half
@@ -83,6 +99,14 @@ class TrackerConfig:
     frame_period_s: float = 1 / 30
     box_std_sizes: float = 0.05
     blind_std_sizes_per_s: float = 3.0
+    particles: int = 5
+    forecast_samples: int = 8
+    slots: int = 0
+    seed: int = 0
+    background: str = "learned"
+    background_frames: int = 30
+    background_s: float = 60.0
+    foreground_contrast: float = 0.25
     motion_model: str = "kalman"
     motion_weights: str = "relational_tabletop"
     motion_features: int = 0
@@ -132,6 +156,8 @@ class TrackerConfig:
     def __post_init__(self) -> None:
         may_be_zero = {
             "motion_features",
+            "slots",
+            "seed",
             "systematic_std_widths",
             "occlusion_shift",
             "velocity_decay_per_s",
@@ -165,8 +191,11 @@ class TrackerConfig:
             names = ", ".join(MOTION_MODELS)
             raise ValueError(f"motion_model {self.motion_model!r} is unknown: choose {names}.")
         if self.tracker not in TRACKERS:
-            names = " or ".join(TRACKERS)
+            names = ", ".join(TRACKERS)
             raise ValueError(f"tracker {self.tracker!r} is unknown: choose {names}.")
+        if self.background not in BACKGROUNDS:
+            names = " or ".join(BACKGROUNDS)
+            raise ValueError(f"background {self.background!r} is unknown: choose {names}.")
         for parameter in fields(self):
             value = getattr(self, parameter.name)
             if isinstance(value, str):
@@ -203,5 +232,6 @@ class TrackerConfig:
 
 def loaded_as(loaded: TrackerConfig, config: TrackerConfig) -> TrackerConfig:
     """`config`, but what takes loading as in `loaded`."""
-    names = ("tracker", "tracker_weights", "motion_model", "motion_weights", "motion_features")
+    names = ("tracker", "tracker_weights", "particles", "slots", "motion_model",
+             "motion_weights", "motion_features")  # fmt: skip
     return replace(config, **{name: getattr(loaded, name) for name in names})

@@ -6,14 +6,14 @@ from __future__ import annotations
 import numpy as np
 
 from oc_perception.tracking.table import TrackTable
-from oc_perception.types import UNLABELLED, Track, TrackState, Trajectory, TrajectoryMode
+from oc_perception.types import Track, TrackState, Trajectory, TrajectoryMode
 
 
-def track_states(tracks: TrackTable) -> np.ndarray:
-    """The TrackState `(N,)` of tracks that are not lost."""
+def track_states(tracks: TrackTable, seen: np.ndarray) -> np.ndarray:
+    """The TrackState `(N,)` of tracks that are not lost, some of which are `seen` `(N,)` now."""
     return np.where(
         tracks.confirmed,
-        np.where(tracks.labels != UNLABELLED, TrackState.CONFIRMED, TrackState.COASTING),
+        np.where(seen, TrackState.CONFIRMED, TrackState.COASTING),
         TrackState.TENTATIVE,
     )
 

@@ -109,7 +109,8 @@ class Tracker:
         """
         if self.check_stamp(state, stamp_ns):
             session = uuid.uuid5(uuid.UUID(bytes=state.session), f"reset {state.resets + 1}")
-            state = TrackerState(session.bytes, state.image_size, resets=state.resets + 1)
+            fresh = self.initial_state(session.bytes, state.image_size)
+            state = replace(fresh, resets=state.resets + 1)
         if segmentation is None or segmentation.sensor_state != SensorState.OK:
             sensor_state = segmentation.sensor_state if segmentation else SensorState.STALE
             return self._step_blind(state, stamp_ns, sensor_state)
@@ -137,7 +138,7 @@ class Tracker:
         state = self._remembering(state)
         predicted = self._predicted(state, stamp_ns)
         gone = expired(self.config, predicted, stamp_ns)
-        lost = _unreported(state, predicted[gone])
+        lost = unreported(state, predicted[gone])
         state = replace(state, reported_lost=state.reported_lost + tuple(lost.ids.tolist()))
         return state, self._output(state, predicted, gone, lost, stamp_ns, sensor_state)
 
@@ -168,7 +169,7 @@ class Tracker:
         tracks, lost = tracks.split(expired(config, tracks, stamp_ns))
 
         new = born(config, seen, columns, tracks, state.next_id, state.image_size[1], stamp_ns)
-        lost = _unreported(state, lost_before.joined(lost))
+        lost = unreported(state, lost_before.joined(lost))
         state = replace(
             state,
             anchor_ns=stamp_ns,
@@ -246,6 +247,16 @@ class Tracker:
     ) -> Belief:
         """`belief` `dt_s` seconds later, where there is this `frame`, if any."""
         return self.motion.predict(belief, image_size, dt_s)
+
+    def _forecast(self, state: TrackerState, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means `(N, K, 4)` and covariances `(N, K, 4, 4)` of all tracks, unseen, `times_s` `(K,)`
+        after the anchor.
+        """
+        return self.motion.forecast(state.tracks.belief, state.image_size, times_s)
+
+    def _seen(self, tracks: TrackTable, stamp_ns: int) -> np.ndarray:
+        """Which of `tracks` `(N,)`, valid at `stamp_ns`, are observed there."""
+        return tracks.labels != UNLABELLED
 
     def _placed(
         self,
@@ -364,7 +375,7 @@ class Tracker:
         """
         futures: tuple[Trajectory, ...] = ()
         described, _ = tracks.split(gone)
-        states = track_states(described)
+        states = track_states(described, self._seen(described, stamp_ns))
         if len(described):
             variance = (self.config.systematic_std_widths * state.image_size[1]) ** 2
             systematic = np.diag([variance, variance, 0.0, 0.0])
@@ -373,9 +384,7 @@ class Tracker:
             # From the anchor and of all tracks, as `tracks` themselves: a motion model may keep
             # what it computed for them, and objects may act on one another.
             elapsed_s = (stamp_ns - state.anchor_ns) * 1e-9
-            means, covariances = self.motion.forecast(
-                state.tracks.belief, state.image_size, elapsed_s + self._horizon_s
-            )
+            means, covariances = self._forecast(state, elapsed_s + self._horizon_s)
             means, covariances = means[~gone], covariances[~gone] + systematic
             futures = trajectories(described, states, self._horizon_s, means, covariances)
         return TrackOutput(
@@ -398,17 +407,18 @@ def create_tracker(config: TrackerConfig) -> Tracker:
     """
     if config.tracker == "filter":
         return Tracker(config)
-    try:
-        from oc_perception.tracking.mohart import MohartTracker  # needs torch
+    try:  # they need torch
+        from oc_perception.tracking.mohart import MohartTracker
+        from oc_perception.tracking.sqair import SqairTracker
     except ImportError as error:
         raise ValueError(
             f"tracker {config.tracker!r} cannot be used ({error}): install torch, or choose "
             "tracker filter."
         ) from error
-    return MohartTracker(config)
+    return {"mohart": MohartTracker, "sqair": SqairTracker}[config.tracker](config)
 
 
-def _unreported(state: TrackerState, lost: TrackTable) -> TrackTable:
+def unreported(state: TrackerState, lost: TrackTable) -> TrackTable:
     """Those of `lost` that no blind step has reported."""
     if not len(lost) or not state.reported_lost:
         return lost

@@ -357,7 +357,7 @@ def test_missing_weights_and_unknown_trackers_are_refused_with_the_cure(tmp_path
     absent = str(tmp_path / "absent")
     with pytest.raises(ModelError, match=r"No checkpoint.*give a directory"):
         create_tracker(dataclasses.replace(CONFIG, tracker_weights=absent))
-    with pytest.raises(ValueError, match="choose filter or mohart"):
+    with pytest.raises(ValueError, match="choose filter, mohart"):
         TrackerConfig(tracker="magic")
 
 
