@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,29 +185,45 @@ def evaluate(model: Vae, digits: Digits64, config: DeepConfig) -> dict[str, Any]
     }
 
 
+def train_and_evaluate(
+    digits: Digits64, method: Method, config: DeepConfig, seed: int
+) -> dict[str, Any]:
+    """The scores and the history of one run."""
+    model, history = train(digits, method, config, seed)
+    return {**evaluate(model, digits, config), **history}
+
+
 def run_all(
     names: Sequence[str], seeds: int, config: DeepConfig, directory: Path | None = None
 ) -> list[dict[str, Any]]:
-    """Settings, scores, signal and CPU `minutes` of each method and seed, the seeds outermost.
-
-    Each run is kept in `directory` as soon as it is done, and not repeated where it is there with
-    the same settings.
+    """Settings, scores, signal and CPU `minutes` of each method and seed, the seeds outermost;
+    kept in `directory` as `kept` does.
     """
     digits = load_digits64()
     found = []
     for seed, name in itertools.product(range(seeds), names):
-        run = {"method": name, "seed": seed, "config": asdict(config)}
-        file = directory / f"{name.lower().replace(' ', '_')}_{seed}.json" if directory else None
-        known = json.loads(file.read_text()) if file and file.is_file() else {}
-        if run.items() <= known.items():
-            found.append(known)
-            continue
-        start = time.process_time()
-        model, history = train(digits, methods(config.total)[name], config, seed)
-        run.update({**evaluate(model, digits, config), **history})
-        run["minutes"] = (time.process_time() - start) / 60
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(run))
-        found.append(run)
+        settings = {"method": name, "seed": seed, "config": asdict(config)}
+        compute = partial(train_and_evaluate, digits, methods(config.total)[name], config, seed)
+        found.append(kept(directory, f"{name}_{seed}", settings, compute))
     return found
+
+
+def kept(
+    directory: Path | None,
+    name: str,
+    settings: dict[str, Any],
+    compute: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """`settings`, what `compute` gives and its CPU `minutes`. Written to `directory` as soon as it
+    is known, and read from there where the settings are the same.
+    """
+    file = directory / f"{name.lower().replace(' ', '_')}.json" if directory else None
+    known = json.loads(file.read_text()) if file and file.is_file() else {}
+    if settings.items() <= known.items():
+        return known
+    start = time.process_time()
+    run = {**settings, **compute(), "minutes": (time.process_time() - start) / 60}
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(run))
+    return run

@@ -6,14 +6,16 @@ Better", App. E).
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from oc_perception.evaluation.bounds_deep import Method, methods
+from oc_perception.evaluation.bounds_deep import Method, kept, methods
 from oc_perception.objectives.bounds import backward
 from oc_perception.worlds.gaussian_toy import GaussianToy, Parameters
 
@@ -25,7 +27,7 @@ class ToyConfig:
     """Adam at `learning_rate` on all `points`, from entries between 1.5 and 2.5."""
 
     total: int = 64
-    points: int = 256
+    points: int = 128
     dimensions: int = 20
     steps: int = 6000
     learning_rate: float = 1e-2
@@ -61,13 +63,15 @@ def optimise(method: Method, config: ToyConfig, seed: int) -> dict[str, list[flo
     return curve
 
 
-def optimise_all(names: Sequence[str], seeds: int, config: ToyConfig) -> list[dict[str, Any]]:
-    """`method`, `seed`, its curve and CPU `minutes` of each run, the seeds outermost."""
+def optimise_all(
+    names: Sequence[str], seeds: int, config: ToyConfig, directory: Path | None = None
+) -> list[dict[str, Any]]:
+    """Settings, curve and CPU `minutes` of each method and seed, the seeds outermost; kept in
+    `directory` as `kept` does.
+    """
     found = []
-    for seed in range(seeds):
-        for name in names:
-            start = time.process_time()
-            curve = optimise(methods(config.total)[name], config, seed)
-            minutes = (time.process_time() - start) / 60
-            found.append({"method": name, "seed": seed, **curve, "minutes": minutes})
+    for seed, name in itertools.product(range(seeds), names):
+        settings = {"method": name, "seed": seed, "config": asdict(config)}
+        compute = partial(optimise, methods(config.total)[name], config, seed)
+        found.append(kept(directory, f"toy_{name}_{seed}", settings, compute))
     return found

@@ -9,7 +9,7 @@ DReG on handwritten digits.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from oc_perception.worlds.digits64 import load_digits64
 
 _PARTS = ("signal", "toy", "deep")
 _TABLES = ("particles", "groups", "of_64")
-_TOY_METHODS = ("VAE", "MIWAE", "IWAE", "PIWAE", "CIWAE 0.5", "DReG")
+_TOY_METHODS = ("VAE", "MIWAE", "PIWAE", "IWAE")
 _PUBLISHED = bounds_signal.SignalConfig(
     points=1024,
     repeats=10_000,
@@ -97,8 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
         report["signal"] = {"config": asdict(signal), **studies, "slopes": slopes}
         checks["signal"] = bounds_checks.check_signal(studies["near"], studies["far"])
     if "toy" in parts:
-        runs = bounds_toy.optimise_all(_TOY_METHODS, seeds, toy)
-        report["toy"] = {"config": asdict(toy), "runs": runs}
+        runs = bounds_toy.optimise_all(_TOY_METHODS, seeds, toy, arguments.runs)
+        report["toy"] = {"config": asdict(toy), "runs": _without_settings(runs)}
         checks["toy"] = bounds_checks.check_toy(runs)
     if "deep" in parts:
         names = list(bounds_deep.methods(deep.total))
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         report["deep"] = {
             "config": asdict(deep),
             "summary": summary,
-            "runs": [{k: v for k, v in run.items() if k != "config"} for run in runs],
+            "runs": _without_settings(runs),
         }
         checks["deep"] = bounds_checks.check_deep(runs)
     report["checks"] = {part: [c._asdict() for c in found] for part, found in checks.items()}
@@ -119,6 +119,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.figure:
         draw_bounds(report, arguments.figure)
     return 0
+
+
+def _without_settings(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in run.items() if key != "config"} for run in runs]
 
 
 def _print(report: dict[str, Any]) -> None:
