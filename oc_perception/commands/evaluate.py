@@ -42,6 +42,7 @@ from oc_perception.worlds.registry import create_world, held_out
 _SEED = 2_000_003
 _GRID_SCENES = 8
 _STRIPS = 5
+_SHOWN = 10
 _CURVE_SCENES = 128
 _TRAVERSAL_SCENES = 32
 _HYPOTHESIS_SCENES, _HYPOTHESES = 4, 6
@@ -132,9 +133,10 @@ def _refuse_what_does_not_fit(task: str, arguments: argparse.Namespace) -> None:
 
 
 def _text(value: float | list[float] | str | None) -> str:
-    """As it is printed."""
+    """As it is printed: of many numbers the first ones."""
     if isinstance(value, list):
-        return " ".join(format(item, ".3g") for item in value)
+        shown = " ".join(format(item, ".3g") for item in value[:_SHOWN])
+        return shown + (" ..." if len(value) > _SHOWN else "")
     if value is None or isinstance(value, str):
         return value or "-"
     return format(value, ".4g")
