@@ -7,7 +7,7 @@
 | `discoveries_over_ideal` | how often objects are discovered; 1 is once each. `discoveries_later`: new ones per frame after the first |
 | `id_switches_per_100` | of objects in view, frame by frame; `tracked_share` of them have a box near by, whose overlap with the true one is `box_iou` |
 | `forecast_...` | see `video_forecast` |
-| `log_evidence`, `elbo`, `kl`, `log_likelihood` | nats per sequence; a `_gap` is what lacks to a perfect reconstruction |
+| `log_evidence`, `elbo`, `kl`, `log_likelihood` | nats per sequence; a `_gap` is what lacks to a perfect reconstruction, `kl_empty` is of sequences without objects |
 """  # noqa: E501 (a table)
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def examine_video(
             **counting(found.presence, found.discovered, found.log_weights, truth),
             **tracks(found.boxes[:, :, 0], found.ids[:, :, 0], truth),
             **forecast(model, images, motion, trained_with, noise),
-            **_bounds(model, seen, noise, particles or trained_with),
+            **_bounds(model, seen, truth, noise, particles or trained_with),
         }
         for name, (value, weight) in parts.items():
             before = sums.get(name, (0.0, 0.0))
@@ -133,16 +133,18 @@ def _crowded(motion: Motion) -> Tensor:
 
 
 def _bounds(
-    model: nn.Module, images: Tensor, noise: torch.Generator, particles: int
+    model: nn.Module, images: Tensor, motion: Motion, noise: torch.Generator, particles: int
 ) -> dict[str, Ratio]:
     """Per sequence. A perfect reconstruction has -log(sigma sqrt(2 pi)) nats at each pixel."""
     parts = [
         model.bound(part, noise, particles) for part in images.split(max(1, _ROWS // particles))
     ]
-    count = torch.tensor(float(len(images)), dtype=torch.float64)
-    scores = {name: torch.cat([part[name] for part in parts]).double().sum() for name in parts[0]}
+    bounds = {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
     pixels = images.shape[1] * math.prod(model.frame_size)
-    perfect = -math.log(model.config.sigma * math.sqrt(2 * math.pi)) * pixels * count
+    perfect = -math.log(model.config.sigma * math.sqrt(2 * math.pi)) * pixels
     for name in ("log_evidence", "log_likelihood"):
-        scores[f"{name}_gap"] = perfect - scores[name]
-    return {name: (score.cpu(), count) for name, score in scores.items()}
+        bounds[f"{name}_gap"] = perfect - bounds[name]
+    everything = torch.ones_like(bounds["kl"])
+    scores = {name: (value.sum(), everything.sum()) for name, value in bounds.items()}
+    empty = ~motion.present.flatten(1).any(1)
+    return {**scores, "kl_empty": ((bounds["kl"] * empty).sum(), empty.double().sum())}

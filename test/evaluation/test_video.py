@@ -78,8 +78,10 @@ class Follower:
 
     def bound(self, images, generator, particles):
         self.asked = particles
-        values = {"log_evidence": 60.0, "elbo": 50.0, "kl": 20.0, "log_likelihood": 70.0}
-        return {name: torch.full((len(images),), value) for name, value in values.items()}
+        values = {"log_evidence": 60.0, "elbo": 50.0, "log_likelihood": 70.0}
+        bounds = {name: torch.full((len(images),), value) for name, value in values.items()}
+        empty = ~self.motion[: len(images)].present.flatten(1).any(1)
+        return {**bounds, "kl": torch.where(empty, 2.0, 20.0)}
 
 
 @pytest.fixture
@@ -124,9 +126,11 @@ def test_one_that_knows_the_truth_has_the_best_scores(follower):
 
 def test_evidence_is_told_beside_a_perfect_reconstruction(follower):
     model = follower(frames=10)
-    scores = scores_of(model, particles=9)
+    scores = scores_of(model, 32, particles=9)
     perfect = 10 * 32 * 32 * 0.28503
-    assert (scores["log_evidence"], scores["kl"], scores["elbo"]) == (60, 20, 50)
+    assert (scores["log_evidence"], scores["elbo"], scores["kl_empty"]) == (60, 50, 2)
+    empty = 1 - model.motion.present.flatten(1).any(1).float().mean().item()
+    assert scores["kl"] == pytest.approx(20 - 18 * empty) and 0 < empty < 1
     assert scores["log_evidence_gap"] == pytest.approx(perfect - 60, rel=1e-4)
     assert scores["log_likelihood_gap"] == pytest.approx(perfect - 70, rel=1e-4)
     assert model.asked == 9
