@@ -24,11 +24,13 @@ from torch.nn import functional
 from oc_perception.configuration import from_mapping
 from oc_perception.models.objects import (
     Found,
+    Noise,
     Picture,
     Terms,
     VideoOutput,
     bounds,
     draw,
+    draw_noise,
     draw_presence,
     follow,
     log_normal,
@@ -135,7 +137,9 @@ class Air(nn.Module):
             absent = nobody.bool()
             output = VideoOutput(nowhere, absent, nowhere[..., 0], nobody, absent, flat, flat * 0)
             return state, output
-        found, terms, log_likelihood = self._infer(frame.amax(1), particles, generator)
+        found, terms, log_likelihood = self._infer(
+            frame.amax(1), particles, self._noise(batch * particles, generator)
+        )
         increment = (log_likelihood + terms.log_p - terms.log_q).view(shape[:2])
         presence = found.presence.view(shape)
         ids, next_id = numbered(presence, state.next_id)
@@ -163,8 +167,9 @@ class Air(nn.Module):
         H, W)`; frames have importance weights of their own.
         """
         batch, frames = images.shape[:2]
-        frames_of_all = images.flatten(0, 1).amax(1)
-        _, terms, log_likelihood = self._infer(frames_of_all, particles, generator)
+        scenes = images.flatten(0, 1).amax(1)
+        noise = self._noise(len(scenes) * particles, generator)
+        _, terms, log_likelihood = self._infer(scenes, particles, noise)
         parts = bounds(log_likelihood.view(-1, particles), terms)
         return {name: value.view(batch, frames).sum(1) for name, value in parts.items()}
 
@@ -174,25 +179,20 @@ class Air(nn.Module):
         """The objective over the frames of `clip`, each for itself, in nats per frame."""
         config, count = self.config, self.config.particles
         images = clip.images.flatten(0, 1).amax(1)
+        rows = len(images) * count
         limits = random_limits(config, len(images), progress, generator)
+        noise = self._noise(rows, generator)
         pathwise = config.objective.startswith("vimco")
-        found, terms, log_likelihood = self._infer(images, count, generator, pathwise, limits)
+        found, terms, log_likelihood = self._infer(images, count, noise, pathwise, limits)
         grouped = [x.view(-1, 1, count) for x in (log_likelihood + terms.log_p, terms.log_q)]
         if config.objective == "wake_sleep":
-            dreams, dreamt = self._dream(len(images) * count, generator)
-            dreams = self._infer(dreams, 1, generator, given=dreamt)[1]
-            both = wake_sleep(*grouped, dreams.log_q)
+            dreams, dreamt = self._dream(rows, generator)
+            both = wake_sleep(*grouped, self._infer(dreams, 1, Noise(), given=dreamt)[1].log_q)
         elif config.objective == "delta_wake_wake":
-            cover = torch.rand(len(images) * count, generator=generator, device=images.device)
-            covered, others, likelihood = self._infer(
-                images, count, generator, False, limits, cover < _COVER
-            )
-            tosses = 1 + covered.presence.sum(1)
-            tosses = tosses.minimum(limits.repeat_interleave(count))
-            proposal = defensive(others.log_q_presence, -math.log(2) * tosses, _COVER)
-            proposal = proposal + others.log_q - others.log_q_presence
-            rows = (likelihood + others.log_p, others.log_q, proposal)
-            both = delta_wake_wake(*grouped, *(x.view(-1, 1, count) for x in rows))
+            cover = torch.rand(rows, generator=generator, device=images.device) < _COVER
+            noise = self._noise(rows, generator)
+            others = self._covered(images, noise, limits, cover)
+            both = delta_wake_wake(*grouped, *(x.view(-1, 1, count) for x in others))
         elif config.objective == "wake_wake":
             both = wake_wake(*grouped)
         else:
@@ -200,6 +200,22 @@ class Air(nn.Module):
         parts = bounds(log_likelihood.view(-1, count), terms)
         means = {name: value.detach().mean() for name, value in parts.items()}
         return {"loss": one_loss(both), **means, "count": found.presence.float().sum(1).mean()}
+
+    def _covered(
+        self, images: Tensor, noise: Noise, limits: Tensor, cover: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-densities `(R,)` under model, posterior and proposal of particles drawn from the
+        proposal: the posterior, but for presences, in `cover` rows `(R,)` tosses of a coin.
+        """
+        count = self.config.particles
+        found, terms, log_likelihood = self._infer(images, count, noise, False, limits, cover)
+        tosses = (1 + found.presence.sum(1)).minimum(limits.repeat_interleave(count))
+        proposal = defensive(terms.log_q_presence, -math.log(2) * tosses, _COVER)
+        proposal = proposal + terms.log_q - terms.log_q_presence
+        return log_likelihood + terms.log_p, terms.log_q, proposal
+
+    def _noise(self, rows: int, generator: torch.Generator | None) -> Noise:
+        return draw_noise(rows, self.num_slots, self.config.what_size, generator)
 
     def _dream(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Found]:
         """Images `(R, H, W)` with the noise of the model, and the objects that it made them of."""
@@ -213,7 +229,7 @@ class Air(nn.Module):
         self,
         images: Tensor,
         particles: int,
-        generator: torch.Generator | None,
+        noise: Noise,
         pathwise: bool = True,
         limits: Tensor | None = None,
         cover: Tensor | None = None,
@@ -228,7 +244,7 @@ class Air(nn.Module):
         capacity = limits.repeat_interleave(particles)
         found, terms = self.discovery(
             self.picture, images, code, code[:, :0], code[:, :0], capacity, self.num_slots,
-            None, generator, pathwise, cover, given,
+            None, noise, pathwise, cover, given,
         )  # fmt: skip
         return found, terms, self.picture.log_likelihood(images, found)
 
@@ -271,8 +287,8 @@ class Discovery(nn.Module):
         prior_context: Tensor,
         capacity: Tensor,
         slots: int,
-        known: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        known: Tensor | None,
+        noise: Noise,
         pathwise: bool = True,
         cover: Tensor | None = None,
         given: Found | None = None,
@@ -290,22 +306,23 @@ class Discovery(nn.Module):
         before = self.expected.expand(len(code), 4)
         objects, total = [], None
         for index in range(slots):
+            one = noise.of(index)
             hidden = (base + self.recurrence(previous)).tanh()
             mean, raw = self.where_head(hidden).chunk(2, -1)
             mean, std = mean + self.expected, functional.softplus(raw - 3) + _MIN_STD
-            where = draw(mean, std, generator, pathwise)
+            where = draw(mean, std, one.where, pathwise)
             if given is not None:
                 where = given.where[:, index]
             log_q = log_normal(where, mean, std)
             mean, std = self.describe(picture.look(images, where))
-            what = draw(mean, std, generator, pathwise)
+            what = draw(mean, std, one.what, pathwise)
             if given is not None:
                 what = given.what[:, index]
             log_q = log_q + log_normal(what, mean, std)
             logit = self.presence_head(torch.cat([hidden, what], 1))[:, 0] + _LIKELY
             possible = going & (capacity > index)
             told = None if given is None else given.presence[:, index]
-            going, log_q_presence = draw_presence(logit, possible, generator, cover, told)
+            going, log_q_presence = draw_presence(logit, possible, one.presence, cover, told)
             log_p = log_normal(where, *self._place(before, prior_context))
             log_p = log_p + log_normal(what, torch.zeros_like(what), torch.ones_like(what))
             terms = Terms(
@@ -329,10 +346,10 @@ class Discovery(nn.Module):
         capacity = numbers.new_full((slots + 1,), slots)
         chances = self.count_prior(numbers, capacity, slots, None).exp()
         count = torch.multinomial(chances, rows, True, generator=generator)
-        what = torch.randn(rows, slots, self.what_size, generator=generator, device=device)
+        what, noise, _ = draw_noise(rows, slots, self.what_size, generator)
         before, places = self.expected.expand(rows, 4), []
-        for _ in range(slots):
-            before = draw(*self._place(before, before[:, :0]), generator)
+        for index in range(slots):
+            before = draw(*self._place(before, before[:, :0]), noise[:, index])
             places.append(before)
         where = torch.stack(places, 1)
         presence = numbers[:-1] < count[:, None]

@@ -41,6 +41,22 @@ class Found(NamedTuple):
     probability: Tensor
 
 
+class Noise(NamedTuple):
+    """What objects `(R, N, ...)` are drawn with, None for the most probable: normal deviates of
+    `what` and `where`, uniform ones of their presence.
+
+    It is drawn before anything is computed, so that the rest is a graph of tensors.
+    """
+
+    what: Tensor | None = None
+    where: Tensor | None = None
+    presence: Tensor | None = None
+
+    def of(self, index: object) -> Noise:
+        """Of some of the objects."""
+        return Noise(*(None if part is None else part[:, index] for part in self))
+
+
 class VideoOutput(NamedTuple):
     """Objects `(B, K, N, ...)` of each of K particles.
 
@@ -120,23 +136,28 @@ def perceptron(inputs: int, *sizes: int, gain: float = 1.0) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def draw(
-    mean: Tensor, std: Tensor, generator: torch.Generator | None, pathwise: bool = True
-) -> Tensor:
-    """A sample of a normal distribution, its mean without `generator`; gradients pass through it
-    if `pathwise`.
-    """
+def draw_noise(rows: int, slots: int, what_size: int, generator: torch.Generator | None) -> Noise:
+    """For N slots in R rows; without `generator` there is none."""
     if generator is None:
-        return mean
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    sample = mean + std * noise
+        return Noise()
+    device = generator.device
+    normal = torch.randn(rows, slots, what_size + 4, generator=generator, device=device)
+    uniform = torch.rand(rows, slots, generator=generator, device=device)
+    return Noise(normal[..., 4:], normal[..., :4], uniform)
+
+
+def draw(mean: Tensor, std: Tensor, noise: Tensor | None, pathwise: bool = True) -> Tensor:
+    """A sample of a normal distribution, its mean without `noise`; gradients pass through it if
+    `pathwise`.
+    """
+    sample = mean if noise is None else mean + std * noise
     return sample if pathwise else sample.detach()
 
 
 def draw_presence(
     logit: Tensor,
     possible: Tensor,
-    generator: torch.Generator | None,
+    noise: Tensor | None,
     cover: Tensor | None = None,
     given: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -145,13 +166,13 @@ def draw_presence(
     """
     if given is not None:
         drawn = given
-    elif generator is None:
+    elif noise is None:
         drawn = logit > 0
     else:
         chance = logit.sigmoid()
         if cover is not None:
             chance = torch.where(cover, 0.5, chance)
-        drawn = torch.rand(logit.shape, generator=generator, device=logit.device) < chance
+        drawn = noise < chance
     log_q = functional.logsigmoid(torch.where(drawn, logit, -logit))
     return drawn & possible, torch.where(possible, log_q, 0)
 

@@ -15,6 +15,7 @@ described. Importance weights of K particles are products over time.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -32,11 +33,13 @@ from oc_perception.models.air import (
 )
 from oc_perception.models.objects import (
     Found,
+    Noise,
     Picture,
     Terms,
     VideoOutput,
     bounds,
     draw,
+    draw_noise,
     draw_presence,
     follow,
     log_normal,
@@ -152,11 +155,16 @@ class Sqair(nn.Module):
 
         Without `generator` the most probable is taken instead of a sample.
         """
+        noise = self._noise(state.next_id.numel(), generator)
         if frame is None:
-            return self._blind(state, generator)
+            return self._blind(state, noise)
         images = frame.amax(1)
-        state, output, _, _ = self._see(state, images, self.picture.encode(images), generator)
+        state, output, _, _ = self._see(state, images, self.picture.encode(images), noise)
         return state, output
+
+    def _noise(self, rows: int, generator: torch.Generator | None) -> Noise:
+        """For a frame: first of objects that are propagated, then of new ones."""
+        return draw_noise(rows, 2 * self.num_slots, self.config.what_size, generator)
 
     def resample(
         self, state: SqairState, generator: torch.Generator, threshold: float = 0.5
@@ -190,7 +198,9 @@ class Sqair(nn.Module):
         """`log_evidence`, `elbo`, `kl` and `log_likelihood` `(B,)` in nats per sequence `(B, T, 3,
         H, W)`.
         """
-        _, terms, log_likelihood = self._run(images, particles, generator)
+        rows = len(images) * particles
+        noise = [self._noise(rows, generator) for _ in range(images.shape[1])]
+        _, terms, log_likelihood = self._run(images, particles, noise)
         return bounds(log_likelihood.view(-1, particles), terms)
 
     def loss(
@@ -206,7 +216,8 @@ class Sqair(nn.Module):
         count, frames = config.particles, images.shape[1]
         limits = random_limits(config, len(images), progress, generator)
         pathwise = config.objective != "wake_wake"
-        output, terms, log_likelihood = self._run(images, count, generator, pathwise, limits)
+        noise = [self._noise(len(images) * count, generator) for _ in range(frames)]
+        output, terms, log_likelihood = self._run(images, count, noise, pathwise, limits)
         grouped = [x.view(-1, 1, count) for x in (log_likelihood + terms.log_p, terms.log_q)]
         if config.objective == "wake_wake":
             both = wake_wake(*grouped)
@@ -224,20 +235,20 @@ class Sqair(nn.Module):
         self,
         images: Tensor,
         particles: int,
-        generator: torch.Generator,
+        noise: Sequence[Noise],
         pathwise: bool = True,
         limits: Tensor | None = None,
     ) -> tuple[VideoOutput, Terms, Tensor]:
         """Outputs `(B, T, ...)`, densities and log-likelihood `(R,)` of sequences with at most
-        `limits` `(B,)` objects at a time.
+        `limits` `(B,)` objects at a time, drawn with the `noise` of T frames.
         """
         bright = images.amax(2)
         codes = self.picture.encode(bright.flatten(0, 1)).unflatten(0, bright.shape[:2])
         state, outputs = self.initial_state(len(images), particles), []
         total, log_likelihood = None, 0.0
-        for frame, code in zip(bright.unbind(1), codes.unbind(1), strict=True):
+        for frame, code, drawn in zip(bright.unbind(1), codes.unbind(1), noise, strict=True):
             state, output, terms, likelihood = self._see(
-                state, frame, code, generator, pathwise, limits
+                state, frame, code, drawn, pathwise, limits
             )
             outputs.append(output)
             total = terms if total is None else total + terms
@@ -250,7 +261,7 @@ class Sqair(nn.Module):
         state: SqairState,
         images: Tensor,
         code: Tensor,
-        generator: torch.Generator | None,
+        noise: Noise,
         pathwise: bool = True,
         limits: Tensor | None = None,
     ) -> tuple[SqairState, VideoOutput, Terms, Tensor]:
@@ -264,7 +275,7 @@ class Sqair(nn.Module):
             kept, terms = before._replace(probability=before.what[..., 0]), None
         else:
             kept, temporal, log_q, log_q_presence = self.propagation(
-                self.picture, self.discovery, images, before, temporal, generator, pathwise
+                self.picture, self.discovery, images, before, temporal, noise, pathwise
             )
             log_p = self.prior.log_density(kept, before, memory)
             terms = Terms(log_p, log_q + log_q_presence, log_q_presence)
@@ -279,7 +290,7 @@ class Sqair(nn.Module):
         )
         new, new_terms = self.discovery(
             self.picture, images, code, context, prior_context, capacity, slots,
-            None if state.is_first else known, generator, pathwise,
+            None if state.is_first else known, noise.of(slice(slots, None)), pathwise,
         )  # fmt: skip
         terms = new_terms if terms is None else terms + new_terms
 
@@ -316,17 +327,16 @@ class Sqair(nn.Module):
         output = self._output(following, found.probability, fresh.gather(1, order), increment)
         return following, output, terms, log_likelihood
 
-    def _blind(
-        self, state: SqairState, generator: torch.Generator | None
-    ) -> tuple[SqairState, VideoOutput]:
+    def _blind(self, state: SqairState, noise: Noise) -> tuple[SqairState, VideoOutput]:
         shape = state.presence.shape
         before = Found(*(x.flatten(0, 1) for x in state[:3]), state.presence.flatten(0, 1))
         memory = state.prior.flatten(0, 1)
         expected = self.prior(before, memory)
-        presence, _ = draw_presence(expected.presence, before.presence, generator)
+        noise = noise.of(slice(self.num_slots))
+        presence, _ = draw_presence(expected.presence, before.presence, noise.presence)
         found = Found(
-            draw(expected.what, expected.what_std, generator),
-            draw(expected.where, expected.where_std, generator),
+            draw(expected.what, expected.what_std, noise.what),
+            draw(expected.where, expected.where_std, noise.where),
             presence,
             torch.where(before.presence, expected.presence.sigmoid(), 0),
         )
@@ -381,7 +391,7 @@ class Propagation(nn.Module):
         images: Tensor,
         before: Found,
         temporal: Tensor,
-        generator: torch.Generator | None,
+        noise: Noise,
         pathwise: bool,
     ) -> tuple[Found, Tensor, Tensor, Tensor]:
         """Objects `(R, N, ...)` in images `(B, H, W)`, what is remembered of them `(R, N, D)`,
@@ -399,19 +409,20 @@ class Propagation(nn.Module):
         relation = temporal.new_zeros(rows, self.others.in_features)
         objects, memories, log_q, log_q_presence = [], [], 0.0, 0.0
         for index, (what, where, presence, memory) in enumerate(parts):
+            one = noise.of(index)
             hidden = (known[index] + self.others(relation)).tanh()
             mean, raw = self.where_head(torch.cat([hidden, where], 1)).chunk(2, 1)
             mean, std = where + mean, functional.softplus(raw - 4) + _MIN_STD
-            new_where = draw(mean, std, generator, pathwise)
+            new_where = draw(mean, std, one.where, pathwise)
             density = log_normal(new_where, mean, std)
             code = picture.look(images, new_where, mask[index])
             new_memory = self.memory(torch.cat([code, new_where, hidden], 1), memory)
             mean, std = self._describe(what, discovery.describe(code), new_memory)
-            new_what = draw(mean, std, generator, pathwise)
+            new_what = draw(mean, std, one.what, pathwise)
             density = density + log_normal(new_what, mean, std)
             inputs = torch.cat([new_what, new_where, hidden, new_memory], 1)
             logit = self.presence_head(inputs)[:, 0] + _GOES_ON
-            there, log_probability = draw_presence(logit, presence, generator)
+            there, log_probability = draw_presence(logit, presence, one.presence)
             log_q = log_q + torch.where(there, density, 0)
             log_q_presence = log_q_presence + log_probability
             objects.append(

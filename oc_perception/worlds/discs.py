@@ -27,6 +27,7 @@ _MOST_AREA = 0.15  # of the box that discs may cover, so that random places can 
 class DiscsConfig:
     """`speed_diameters`: range per frame; `rho`: probability per frame that all charges are drawn
     anew. None takes the regime's own. `max_rows`: in R4, how many discs one sequence can see.
+    Without `textured` the background is black, as it is once what stands still is taken away.
     """
 
     regime: str = "R1"
@@ -35,6 +36,7 @@ class DiscsConfig:
     rho: float | None = None
     max_rows: int = 16
     unique_colours: bool = True
+    textured: bool = True
 
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
@@ -230,6 +232,8 @@ class Discs(World):
         bars = bars.unsqueeze(1).expand(-1, frames, -1, -1)
         unique = self.config.unique_colours
         looks = random_looks(self.regime, self._uniform, batch, rows, unique)
+        if not self.config.textured:
+            looks["texture"][..., 3:] = 0
         in_view = ((positions >= 0) & (positions <= 1)).all(-1)
         shown = hidden_share(track, bars, through=not self.regime.collide) <= 0.5
         hidden = {"goals": track.goals, "pace": track.pace, "camera": camera, "bars": bars}

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Categorical, Normal
 
 from oc_perception.models.air import OBJECTIVES, random_limits
-from oc_perception.models.objects import Found
+from oc_perception.models.objects import Found, Noise, draw_noise
 from oc_perception.models.registry import ModelError, create_model
 from oc_perception.types import Clip
 from oc_perception.worlds.registry import create_world
@@ -53,7 +53,7 @@ def test_presences_stop_at_the_first_that_is_missing_and_have_a_probability():
     """Over all draws, the logged probability of a count is how often it comes."""
     model, images = small_air(), pictures(1, 1).images[:, 0].amax(1)
     generator = torch.Generator().manual_seed(0)
-    found, _, _ = model._infer(images, 4000, generator)
+    found, _, _ = model._infer(images, 4000, draw_noise(4000, 3, 4, generator))
     presence = found.presence
     assert (presence[:, 1:] <= presence[:, :-1]).all()
     counts = presence.sum(1).bincount(minlength=4) / len(presence)
@@ -73,7 +73,7 @@ def test_densities_are_those_of_torchs_distributions():
         torch.tensor([[False] * 3, [True, True, False], [True] * 3]),
         torch.zeros(3, 3),
     )
-    again, terms, log_likelihood = model._infer(images, 1, generator, given=found)
+    again, terms, log_likelihood = model._infer(images, 1, Noise(), given=found)
     assert torch.equal(again.presence, found.presence)
     unit = Normal(0.0, 1.0).log_prob
     discovery = model.discovery
@@ -106,7 +106,7 @@ def test_a_perfect_reconstruction_has_the_known_likelihood():
 
 
 def test_absent_objects_count_for_nothing():
-    """What absent slots hold, even infinities, changes no density and no gradient."""
+    """What absent slots hold changes no density."""
     model, images = small_air(), pictures(2, 1).images[:, 0].amax(1)
     given = Found(
         torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)),
@@ -116,7 +116,7 @@ def test_absent_objects_count_for_nothing():
     )
     other = given._replace(what=given.what.clone(), where=given.where.clone())
     other.what[~given.presence], other.where[~given.presence] = 7.0, 3.0
-    first, second = (model._infer(images, 1, None, given=g)[1:] for g in (given, other))
+    first, second = (model._infer(images, 1, Noise(), given=g)[1:] for g in (given, other))
     assert torch.allclose(first[0].log_p, second[0].log_p)
     assert torch.allclose(first[1], second[1])
     # After the first absent slot there is no decision left that could have a probability.
@@ -173,7 +173,10 @@ def test_random_limits_fade_out():
 def test_a_limit_is_kept():
     model, images = small_air(), pictures(2, 1).images[:, 0].amax(1)
     found, _, _ = model._infer(
-        images, 200, torch.Generator().manual_seed(0), limits=torch.tensor([1, 2])
+        images,
+        200,
+        draw_noise(400, 3, 4, torch.Generator().manual_seed(0)),
+        limits=torch.tensor([1, 2]),
     )
     counts = found.presence.sum(1).view(2, 200)
     assert counts.amax(1).tolist() == [1, 2]

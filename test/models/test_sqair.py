@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from oc_perception.models.objects import Found
+from oc_perception.models.objects import Found, draw_noise
 from oc_perception.models.registry import ModelError, create_model
 from oc_perception.types import Clip
 from oc_perception.worlds.registry import create_world
@@ -219,6 +219,19 @@ def test_a_few_sequences_are_learned_to_high_likelihood():
         values.append(terms["log_likelihood"].item())
     perfect = -256 * math.log(0.3 * math.sqrt(2 * math.pi))
     assert perfect - max(values[-20:]) < 0.3 * (perfect - values[0])
+
+
+def test_training_and_steps_are_each_one_graph():
+    """No Python depends on a value: what compiles without a break can be captured on a GPU."""
+    model, clip = small_sqair(), clips(2, 2)
+    noise = [draw_noise(6, 6, 4, seeded()) for _ in range(2)]
+    run = torch.compile(model._run, backend="eager", fullgraph=True)
+    found, expected = run(clip.images, 3, noise), model._run(clip.images, 3, noise)
+    assert torch.allclose(found[2], expected[2], atol=1e-4)
+    state, _ = model.step(model.initial_state(2), clip.images[:, 0])
+    step = torch.compile(model.step, backend="eager", fullgraph=True)
+    for frame in (clip.images[:, 1], None):
+        assert torch.allclose(step(state, frame)[1].boxes, model.step(state, frame)[1].boxes)
 
 
 @pytest.mark.parametrize(
