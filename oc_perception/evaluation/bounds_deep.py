@@ -56,7 +56,7 @@ def methods(total: int) -> dict[str, Method]:
 class DeepConfig:
     """Adam at `learning_rate`, x 0.3 from 60 % and x 0.1 from 85 % of the steps. The signal is
     measured `signal_checks` times, each on one batch with fixed pixels and `signal_repeats` draws
-    of the latents. `evidence_particles` is a multiple of 64.
+    of the latents. `evidence_particles` is a multiple of 64, above 512 one of 512.
     """
 
     total: int = 64

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Gaussian model of which everything is known: optimum, evidence, gradients (Rainforth et al.
-2018, "Tighter Variational Bounds are Not Necessarily Better", section 4.1).
+2018, "Tighter Variational Bounds are Not Necessarily Better", section 4).
 
 z ~ N(mean, I), x | z ~ N(z, I), q(z | x) = N(matrix x + bias, variance I); `mean` is generative,
 theta, `matrix` and `bias` infer, phi.
