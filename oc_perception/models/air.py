@@ -60,6 +60,7 @@ OBJECTIVES = ("vimco", "vimco_released", "wake_wake", "delta_wake_wake", "wake_s
 class AirConfig:
     """Sizes of the paper's multi-layer perceptrons (appendix B) unless told otherwise.
 
+    With `convolutional` eyes and painter, 128 is the `hidden_size` of the paper.
     `object_size` is the share of the image's width that objects are expected to take, `particles`
     the number K of importance samples in training, `objective` one of `OBJECTIVES`. In the first
     share `limited` of training, fewer and fewer images are explained with at most a random number
@@ -75,6 +76,7 @@ class AirConfig:
     what_size: int = 50
     object_size: float = 0.4
     sigma: float = 0.3
+    convolutional: bool = False
     particles: int = 5
     objective: str = "vimco"
     limited: float = 0.6
@@ -88,6 +90,8 @@ class AirConfig:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}")
         if not (0 < self.object_size < 1 and self.sigma > 0):
             raise ValueError("object_size must be between 0 and 1, and sigma above 0")
+        if self.convolutional and self.glimpse_size % 4:
+            raise ValueError("glimpse_size must be a multiple of 4 if convolutional")
         if not 0 <= self.limited <= 1:
             raise ValueError("limited must be between 0 and 1")
 
@@ -114,6 +118,7 @@ class Air(nn.Module):
             config.hidden_size,
             config.what_size,
             config.sigma,
+            config.convolutional,
         )
         self.discovery = Discovery(config, context_size=0)
 

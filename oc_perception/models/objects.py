@@ -75,7 +75,9 @@ class VideoOutput(NamedTuple):
 
 
 class Picture(nn.Module):
-    """Images to codes, glimpses to codes, and objects back to images."""
+    """Images to codes, glimpses to codes, and objects back to images: perceptrons, or the
+    convolutions of SQAIR's paper (appendix B), which see images and glimpses with the same eyes.
+    """
 
     def __init__(
         self,
@@ -84,32 +86,44 @@ class Picture(nn.Module):
         hidden_size: int,
         what_size: int,
         sigma: float,
+        convolutional: bool = False,
     ) -> None:
         super().__init__()
         self.frame_size, self.glimpse_size, self.sigma = frame_size, glimpse_size, sigma
-        hidden, pixels = hidden_size, glimpse_size**2
-        self.encode_image = perceptron(math.prod(frame_size), hidden, hidden)
-        self.encode_glimpse = perceptron(pixels, hidden, hidden)
-        self.decode_glimpse = perceptron(what_size, hidden, hidden, pixels)
+        self.features, layers = nn.Flatten(), 2
+        if convolutional:
+            self.features, layers = _eyes(), 1
+            self.decode_glimpse = _painter(what_size, glimpse_size)
+        else:
+            sizes = (hidden_size, hidden_size, glimpse_size**2)
+            self.decode_glimpse = perceptron(what_size, *sizes)
+        with torch.no_grad():
+            image, glimpse = (
+                self.features(torch.zeros(1, 1, *size)).shape[1]
+                for size in (frame_size, (glimpse_size, glimpse_size))
+            )
+        self.encode_image = perceptron(image, *[hidden_size] * layers)
+        self.encode_glimpse = perceptron(glimpse, *[hidden_size] * layers)
         self.log_scale = nn.Parameter(torch.tensor(math.log(_DECODER_SCALE)))
 
     def encode(self, images: Tensor) -> Tensor:
         """`(B, D)` of images `(B, H, W)`."""
-        return functional.elu(self.encode_image(images.flatten(1)))
+        return functional.elu(self.encode_image(self.features(images.unsqueeze(1))))
 
     def look(self, images: Tensor, where: Tensor, mask: Tensor | None = None) -> Tensor:
         """Codes `(R, D)` of what windows `(R, 4)` show of images, seen through a mask."""
-        glimpses = read(images, where, self.glimpse_size).flatten(1)
+        glimpses = read(images, where, self.glimpse_size)
         if mask is not None:
-            glimpses = glimpses * mask
-        return functional.elu(self.encode_glimpse(glimpses))
+            glimpses = glimpses * mask.view_as(glimpses)
+        return functional.elu(self.encode_glimpse(self.features(glimpses.unsqueeze(1))))
 
     def draw(self, found: Found) -> Tensor:
         """The picture `(R, H, W)` of the objects that are present."""
-        glimpses = self.decode_glimpse(found.what) * self.log_scale.exp()
-        glimpses = torch.where(found.presence[..., None], glimpses, 0)
+        glimpses = self.decode_glimpse(found.what.flatten(0, 1)) * self.log_scale.exp()
         size = (self.glimpse_size, self.glimpse_size)
-        return paint(glimpses.unflatten(2, size), found.where, self.frame_size)
+        glimpses = glimpses.view(*found.presence.shape, *size)
+        glimpses = torch.where(found.presence[..., None, None], glimpses, 0)
+        return paint(glimpses, found.where, self.frame_size)
 
     def log_likelihood(self, images: Tensor, found: Found) -> Tensor:
         """`(R,)` of images `(B, H, W)`, in nats per image."""
@@ -119,6 +133,29 @@ class Picture(nn.Module):
         return -0.5 * squared / self.sigma**2 - pixels * math.log(
             self.sigma * math.sqrt(2 * math.pi)
         )
+
+
+def _eyes() -> nn.Sequential:
+    """Pictures `(R, 1, h, w)` to features `(R, D)`."""
+    layers: list[nn.Module] = []
+    before = 1
+    for channels, stride in ((16, 2), (32, 2), (32, 1), (64, 1)):
+        layers += [nn.Conv2d(before, channels, 3, stride, 1), nn.ELU()]
+        before = channels
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def _painter(what_size: int, glimpse_size: int) -> nn.Sequential:
+    """Appearances `(R, A)` to glimpses `(R, 1, size, size)`, by sub-pixel convolutions."""
+    small = glimpse_size // 4
+    return nn.Sequential(
+        perceptron(what_size, 256, 32 * small**2), nn.ELU(),
+        nn.Unflatten(1, (32, small, small)),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ELU(),
+        nn.Conv2d(32, 4 * 64, 3, padding=1), nn.PixelShuffle(2), nn.ELU(),
+        nn.Conv2d(64, 4 * 64, 3, padding=1), nn.PixelShuffle(2), nn.ELU(),
+        nn.Conv2d(64, 1, 3, padding=1),
+    )  # fmt: skip
 
 
 def perceptron(inputs: int, *sizes: int, gain: float = 1.0) -> nn.Sequential:

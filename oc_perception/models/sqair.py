@@ -120,6 +120,7 @@ class Sqair(nn.Module):
             hidden,
             what,
             config.sigma,
+            config.convolutional,
         )
         self.discovery = Discovery(config, context_size=hidden, prior_context_size=hidden)
         self.propagation = Propagation(config)

@@ -84,6 +84,19 @@ def test_there_are_never_more_objects_than_slots():
     assert (output.discovered[:, 1:].sum(-1) + kept.sum(-1) <= 2).all() and full.any()
 
 
+def test_paper_sizes_have_the_papers_numbers_of_parameters():
+    """Table 1 of the paper: SQAIR 2.9 M, convolutional 2.6 M, AIR 1.7 M. Ours differ where the
+    paper leaves inputs and read-outs open.
+    """
+
+    def millions(name, **settings):
+        return sum(p.numel() for p in create_model(name, **settings).parameters()) / 1e6
+
+    assert millions("sqair") == pytest.approx(2.9, rel=0.2)
+    assert millions("air") == pytest.approx(1.7, rel=0.2)
+    assert millions("sqair", convolutional=True, hidden_size=128) == pytest.approx(2.6, rel=0.2)
+
+
 @torch.inference_mode()
 def test_slots_may_be_added_after_training():
     model = small_sqair()
@@ -241,6 +254,7 @@ def test_training_and_steps_are_each_one_graph():
         ({"curriculum": 1.5}, "curriculum"),
         ({"objective": "wake_sleep"}, "objective must be"),
         ({"slots": 3}, "slots"),
+        ({"convolutional": True, "glimpse_size": 6}, "multiple of 4"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
