@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long one step of a tracker takes: motion models alone, whole trackers, MOHART on frames."""
+"""How long one step of a tracker takes: motion models alone, trackers, networks on frames."""
 
 from __future__ import annotations
 
@@ -18,18 +18,27 @@ from oc_perception.types import Detection, Segmentation, SensorState
 
 _SIZE = (480, 640)
 _PERIOD_S = 1 / 30
-TARGETS_MS = {"kalman": 0.2, "relational": 3.0, "mohart, 320x240": 25.0}
-"""For ten objects on one core."""
+TARGETS_MS = {
+    "kalman": 0.2,
+    "relational": 3.0,
+    "mohart, 320x240": 25.0,
+    "sqair, 50x50, 3 slots, compiled": 6.0,
+}
+"""For ten objects, but for SQAIR, on one core."""
 
 
-def measure(objects: int, seconds: float, relational: str) -> dict[str, dict[str, float]]:
+def measure(
+    objects: int, seconds: float, relational: str, compiled: bool = False
+) -> dict[str, dict[str, float]]:
     """Milliseconds per step by row: `ms` median, `p90_ms` the slow tenth, `best_ms`.
 
     `objects` discs fly across a VGA image, 30 frames per second; every row gets about `seconds`.
-    `relational` names the weights of the learned motion model; those of MOHART are random.
+    `relational` names the weights of the learned motion model; those of MOHART and SQAIR are
+    random. SQAIR has one particle; with `compiled` it is measured compiled, too, which takes
+    minutes.
     """
     rows = {}
-    for name, step in _steps(objects, relational):
+    for name, step in _steps(objects, relational, compiled):
         step()
         times, end_s = [], time.perf_counter() + seconds
         while len(times) < 5 or time.perf_counter() < end_s:
@@ -44,7 +53,9 @@ def measure(objects: int, seconds: float, relational: str) -> dict[str, dict[str
     return rows
 
 
-def _steps(objects: int, relational: str) -> Iterator[tuple[str, Callable[[], object]]]:
+def _steps(
+    objects: int, relational: str, compiled: bool
+) -> Iterator[tuple[str, Callable[[], object]]]:
     """What a step does, again at each call, by name."""
     for model in ("kalman", "relational"):
         config = TrackerConfig(motion_model=model, motion_weights=relational)
@@ -58,6 +69,9 @@ def _steps(objects: int, relational: str) -> Iterator[tuple[str, Callable[[], ob
     yield "ByteTrack-like", _tracker_step(BoxTracker(BYTETRACK, _PERIOD_S), objects)
     for height, width in ((64, 64), (240, 320)):
         yield f"mohart, {width}x{height}", _mohart_step(height, width, objects)
+    yield "sqair, 50x50, 3 slots", _sqair_step(compiled=False)
+    if compiled:
+        yield "sqair, 50x50, 3 slots, compiled", _sqair_step(compiled=True)
 
 
 def _motion_step(config: TrackerConfig, objects: int) -> Callable[[], object]:
@@ -125,4 +139,27 @@ def _mohart_step(height: int, width: int, objects: int) -> Callable[[], object]:
     def step() -> object:
         return model.step(state, frame)
 
+    return step
+
+
+def _sqair_step(compiled: bool) -> Callable[[], object]:
+    """The next frame after one in which all slots were filled; the most probable, as with one
+    particle in the tracker.
+    """
+    torch.manual_seed(0)
+    model = create_model("sqair", num_slots=3).eval()
+    look = torch.compile(model.step, dynamic=False) if compiled else model.step
+    generator = torch.Generator().manual_seed(0)
+    frame = torch.rand(1, 3, *model.frame_size, generator=generator)
+    with torch.inference_mode():
+        state, output = model.step(model.initial_state(1), frame)
+    if not output.presence.all():
+        raise RuntimeError("the network should find as many objects as it has slots")
+
+    @torch.inference_mode()
+    def step() -> object:
+        return look(state, frame)
+
+    for _ in range(3):
+        step()
     return step

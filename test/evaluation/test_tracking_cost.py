@@ -17,7 +17,9 @@ def test_every_row_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
     options = ["--quick", "--objects", "3", "--weights", str(tmp_path), "--json", "-"]
     assert cli.main(["benchmark", "tracking", *options]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report["targets_ms"]) < set(report["rows"]) and len(report["rows"]) == 9
+    compiled = {"sqair, 50x50, 3 slots, compiled"}  # which takes minutes
+    assert set(report["targets_ms"]) - compiled < set(report["rows"])
+    assert len(report["rows"]) == 10
     for row in report["rows"].values():
         assert 0 < row["best_ms"] <= row["ms"] <= row["p90_ms"]
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time per step of motion models (predict and update), of whole trackers and of MOHART, on one
-thread.
+"""Time per step of motion models (predict and update), of whole trackers, of MOHART and of SQAIR,
+on one thread.
 
-`oc-perception benchmark tracking --json docs/results/tracking_cost.json`
+`oc-perception benchmark tracking --compile --json docs/results/tracking_cost.json`
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", default="relational_tabletop", help=f"of the relational model {default}"
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="also SQAIR compiled, which takes minutes"
+    )
     parser.add_argument("--quick", action="store_true", help="0.1 s a row, to see that it works")
     parser.add_argument("--json", metavar="FILE", help="write the report there; - for stdout")
 
@@ -36,9 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = measure(
-            arguments.objects, 0.1 if arguments.quick else arguments.seconds, arguments.weights
-        )
+        seconds = 0.1 if arguments.quick else arguments.seconds
+        rows = measure(arguments.objects, seconds, arguments.weights, arguments.compile)
     finally:
         torch.set_num_threads(before)
     report = {"objects": arguments.objects, "rows": rows, "targets_ms": TARGETS_MS, **provenance()}
