@@ -4,7 +4,8 @@
 
 In each frame, the objects of the last one are propagated: each goes on, changed, or disappears;
 then what is new is discovered as AIR does (`air.py`). A prior that remembers each object's past
-tells how it should go on; where no frame is seen, it is all there is.
+tells how it should go on; where no frame is seen, it is all there is. Places are relative: to
+the last one, and it is told how that has changed, without which it learns no velocity.
 
 Inference looks for each object where it is expected (a proposal), and only what it sees there
 enters the relations: a recurrent network over the objects of a frame, so that none is explained
@@ -78,8 +79,8 @@ class SqairConfig(AirConfig):
 
 class SqairState(NamedTuple):
     """Objects `(B, K, N, ...)` of the last frame, present ones first; `temporal` what inference
-    remembers of each, `prior` what the prior does; `log_weights` `(B, K)` normalised;
-    `is_first` whether there was no frame yet.
+    remembers of each, `prior` what the prior does; `moved`, how `where` changed; `log_weights`
+    `(B, K)` normalised; `is_first` whether there was no frame yet.
     """
 
     what: Tensor
@@ -88,6 +89,7 @@ class SqairState(NamedTuple):
     ids: Tensor
     temporal: Tensor
     prior: Tensor
+    moved: Tensor
     next_id: Tensor
     log_weights: Tensor
     is_first: bool
@@ -140,6 +142,7 @@ class Sqair(nn.Module):
             ids,
             self.propagation.first.expand(*shape, -1),
             self.prior.first.expand(*shape, -1),
+            empty[..., None].expand(*shape, 4),
             ids[..., 0] + 1,
             empty[..., 0] - math.log(particles),
             True,
@@ -272,13 +275,14 @@ class Sqair(nn.Module):
         code = code.repeat_interleave(particles, 0)
         before = Found(*(x.flatten(0, 1) for x in state[:3]), state.presence.flatten(0, 1))
         temporal, memory = state.temporal.flatten(0, 1), state.prior.flatten(0, 1)
+        moved = state.moved.flatten(0, 1)
         if state.is_first:
             kept, terms = before._replace(probability=before.what[..., 0]), None
         else:
             kept, temporal, log_q, log_q_presence = self.propagation(
-                self.picture, self.discovery, images, before, temporal, noise, pathwise
+                self.picture, self.discovery, images, before, moved, temporal, noise, pathwise
             )
-            log_p = self.prior.log_density(kept, before, memory)
+            log_p = self.prior.log_density(kept, before, moved, memory)
             terms = Terms(log_p, log_q + log_q_presence, log_q_presence)
         known = kept.presence.sum(1)
         if limits is None:
@@ -314,13 +318,15 @@ class Sqair(nn.Module):
         )
         temporal = packed(temporal, self.propagation.first.expand_as(temporal))
         memory = packed(memory, self.prior.first.expand_as(memory))
+        moved = packed(kept.where - before.where, torch.zeros_like(new.where))
         log_likelihood = self.picture.log_likelihood(images, found)
         increment = (log_likelihood + terms.log_p - terms.log_q).view(batch, particles).detach()
         following = SqairState(
             *(x.unflatten(0, shape[:2]) for x in found[:3]),
             all_ids.gather(1, order).view(shape),
             temporal.unflatten(0, shape[:2]),
-            self.prior.remember(found, memory).unflatten(0, shape[:2]),
+            self.prior.remember(found, moved, memory).unflatten(0, shape[:2]),
+            moved.unflatten(0, shape[:2]),
             next_id,
             (state.log_weights + increment).log_softmax(1),
             False,
@@ -331,8 +337,8 @@ class Sqair(nn.Module):
     def _blind(self, state: SqairState, noise: Noise) -> tuple[SqairState, VideoOutput]:
         shape = state.presence.shape
         before = Found(*(x.flatten(0, 1) for x in state[:3]), state.presence.flatten(0, 1))
-        memory = state.prior.flatten(0, 1)
-        expected = self.prior(before, memory)
+        memory, moved = state.prior.flatten(0, 1), state.moved.flatten(0, 1)
+        expected = self.prior(before, moved, memory)
         noise = noise.of(slice(self.num_slots))
         presence, _ = draw_presence(expected.presence, before.presence, noise.presence)
         found = Found(
@@ -341,12 +347,14 @@ class Sqair(nn.Module):
             presence,
             torch.where(before.presence, expected.presence.sigmoid(), 0),
         )
+        moved = found.where - before.where
         following = state._replace(
             what=found.what.view_as(state.what),
             where=found.where.view_as(state.where),
             presence=presence.view(shape),
             ids=torch.where(presence.view(shape), state.ids, 0),
-            prior=self.prior.remember(found, memory).view_as(state.prior),
+            prior=self.prior.remember(found, moved, memory).view_as(state.prior),
+            moved=moved.view_as(state.moved),
         )
         nothing = torch.zeros_like(presence)
         increment = torch.zeros_like(state.log_weights)
@@ -374,11 +382,11 @@ class Propagation(nn.Module):
         super().__init__()
         hidden, what = config.hidden_size, config.what_size
         self.first = nn.Parameter(torch.zeros(hidden))
-        self.proposal = perceptron(hidden + 4, hidden, 4)
+        self.proposal = perceptron(hidden + 8, hidden, 4)
         self.mask = perceptron(hidden, hidden, config.glimpse_size**2, gain=0.1)
         self.known = nn.Linear(2 * hidden + what + 4, hidden)
         self.others = nn.Linear(hidden + what + 4, hidden)
-        self.where_head = perceptron(hidden + 4, hidden, 8, gain=0.1)
+        self.where_head = perceptron(hidden + 8, hidden, 8, gain=0.1)
         self.memory = nn.GRUCell(2 * hidden + 4, hidden)
         self.what_head = perceptron(hidden, hidden, 2 * what)
         self.gates = nn.Linear(hidden, 3 * what)
@@ -391,28 +399,30 @@ class Propagation(nn.Module):
         discovery: Discovery,
         images: Tensor,
         before: Found,
+        moved: Tensor,
         temporal: Tensor,
         noise: Noise,
         pathwise: bool,
     ) -> tuple[Found, Tensor, Tensor, Tensor]:
-        """Objects `(R, N, ...)` in images `(B, H, W)`, what is remembered of them `(R, N, D)`,
-        log-density of what and where and log-probability of presences `(R,)`.
+        """Objects `(R, N, ...)` in images `(B, H, W)`, which `moved` `(R, N, 4)` the frame before;
+        what is remembered of them `(R, N, D)`, log-density of what and where and log-probability
+        of presences `(R,)`.
         """
         rows, slots = before.presence.shape
-        step = _PROPOSAL_STEP * self.proposal(torch.cat([temporal, before.where], 2))
+        step = _PROPOSAL_STEP * self.proposal(torch.cat([temporal, before.where, moved], 2))
         mask = (self.mask(temporal) + 1).sigmoid().flatten(0, 1)
         # Objects of an image follow one another in rows, as windows must.
         code = picture.look(images, (before.where + step).flatten(0, 1), mask)
         known = torch.cat([code.view(rows, slots, -1), before.what, before.where, temporal], 2)
         known = self.known(known).unbind(1)
         mask = mask.view(rows, slots, -1).unbind(1)
-        parts = zip(*(x.unbind(1) for x in (*before[:3], temporal)), strict=True)
+        parts = zip(*(x.unbind(1) for x in (*before[:3], moved, temporal)), strict=True)
         relation = temporal.new_zeros(rows, self.others.in_features)
         objects, memories, log_q, log_q_presence = [], [], 0.0, 0.0
-        for index, (what, where, presence, memory) in enumerate(parts):
+        for index, (what, where, presence, motion, memory) in enumerate(parts):
             one = noise.of(index)
             hidden = (known[index] + self.others(relation)).tanh()
-            mean, raw = self.where_head(torch.cat([hidden, where], 1)).chunk(2, 1)
+            mean, raw = self.where_head(torch.cat([hidden, where, motion], 1)).chunk(2, 1)
             mean, std = where + mean, functional.softplus(raw - 4) + _MIN_STD
             new_where = draw(mean, std, one.where, pathwise)
             density = log_normal(new_where, mean, std)
@@ -456,18 +466,18 @@ class PropagationPrior(nn.Module):
         hidden, what = config.hidden_size, config.what_size
         self.what_size = what
         self.first = nn.Parameter(torch.zeros(hidden))
-        self.memory = nn.GRUCell(what + 4, hidden)
-        self.head = perceptron(hidden + what + 4, hidden, 2 * (what + 4) + 1, gain=0.1)
+        self.memory = nn.GRUCell(what + 8, hidden)
+        self.head = perceptron(hidden + what + 8, hidden, 2 * (what + 4) + 1, gain=0.1)
 
-    def remember(self, found: Found, memory: Tensor) -> Tensor:
-        """Memory `(R, N, D)` once objects are known to be as `found`."""
-        inputs = torch.cat([found.what, found.where], 2).flatten(0, 1)
+    def remember(self, found: Found, moved: Tensor, memory: Tensor) -> Tensor:
+        """Memory `(R, N, D)` once objects are known to be as `found`, and to have `moved`."""
+        inputs = torch.cat([found.what, found.where, moved], 2).flatten(0, 1)
         return self.memory(inputs, memory.flatten(0, 1)).view_as(memory)
 
-    def forward(self, before: Found, memory: Tensor) -> Expected:
-        """What follows on objects `(R, N, ...)`."""
+    def forward(self, before: Found, moved: Tensor, memory: Tensor) -> Expected:
+        """What follows on objects `(R, N, ...)` that `moved` `(R, N, 4)`."""
         sizes = (self.what_size, self.what_size, 4, 4, 1)
-        inputs = torch.cat([memory, before.what, before.where], 2)
+        inputs = torch.cat([memory, before.what, before.where, moved], 2)
         what, what_raw, where, where_raw, logit = self.head(inputs).split(sizes, 2)
         return Expected(
             before.what + what,
@@ -477,9 +487,9 @@ class PropagationPrior(nn.Module):
             logit[..., 0] + _EXPECTED_TO_GO_ON,
         )
 
-    def log_density(self, found: Found, before: Found, memory: Tensor) -> Tensor:
+    def log_density(self, found: Found, before: Found, moved: Tensor, memory: Tensor) -> Tensor:
         """`(R,)` of what became of objects `before`."""
-        expected = self(before, memory)
+        expected = self(before, moved, memory)
         density = log_normal(found.what, expected.what, expected.what_std)
         density = density + log_normal(found.where, expected.where, expected.where_std)
         signs = torch.where(found.presence, expected.presence, -expected.presence)

@@ -158,14 +158,15 @@ def test_the_prior_of_propagation_is_a_density():
         presence=torch.tensor([[True, False, False], [False, False, False]]),
     )
     memory = torch.randn(2, 3, 16, generator=seeded(4))
-    expected = model.prior(before, memory)
+    moved = torch.randn(2, 3, 4, generator=seeded(5))
+    expected = model.prior(before, moved, memory)
     normal = torch.distributions.Normal
     value = normal(expected.what[0, 0], expected.what_std[0, 0]).log_prob(after.what[0, 0]).sum()
     place = normal(expected.where[0, 0], expected.where_std[0, 0])
     value = value + place.log_prob(after.where[0, 0]).sum()
     bernoulli = torch.distributions.Bernoulli(logits=expected.presence[0, :2])
     value = value + bernoulli.log_prob(torch.tensor([1.0, 0.0])).sum()
-    found = model.prior.log_density(after, before, memory)
+    found = model.prior.log_density(after, before, moved, memory)
     assert torch.allclose(found, torch.stack([value, torch.tensor(0.0)]), atol=1e-4)
 
 
