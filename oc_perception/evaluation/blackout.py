@@ -56,6 +56,7 @@ class BlackoutConfig:
     schedule: str = "blackout"
     model: str = "monet_discs_cpu"
     weights: str = ""
+    sqair_weights: str = "sqair_discs"
 
     def __post_init__(self) -> None:
         for name, known in (("level", LEVELS), ("schedule", SCHEDULES)):
@@ -153,11 +154,13 @@ class BlackoutConfig:
 @dataclass(frozen=True)
 class Recording:
     """What a tracker is given in one sequence. `trunk` is one answer of discovery (None: no
-    frame) per frame; `tails` what follows instead of its frame `start`, by that frame.
+    frame) per frame; `tails` what follows instead of its frame `start`, by that frame. Pictures of
+    all frames, seen or not, are in `frames` `(T, H, W, 3)` uint8, if there are any.
     """
 
     trunk: list[Segmentation | None]
     tails: dict[int, list[Segmentation | None]] = field(default_factory=dict)
+    frames: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

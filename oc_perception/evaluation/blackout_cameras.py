@@ -75,7 +75,7 @@ class Cameras:
                 shown = frames[frame] if seen[frame] else np.zeros_like(frames[frame])
                 state, found = self._discover(state, shown[None], stamps[frame:])
                 trunk += found
-        return Recording(trunk, tails)
+        return Recording(trunk, tails, frames)
 
     def replay(
         self, tracker: Tracker | BoxTracker, row: int

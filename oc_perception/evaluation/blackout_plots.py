@@ -34,6 +34,7 @@ _STYLES = {
     "bytetrack_uncalled": ("ByteTrack-like, not called", "#D55E00", ":"),
     "nonrelational": ("learned, no relations", "#CC79A7", "--"),
     "relational": ("relational", "#CC79A7", "-"),
+    "sqair": ("SQAIR", "#7F5A3C", "-"),
     "oracle": ("physics oracle", "#009E73", "-"),
 }
 _TILES = 6

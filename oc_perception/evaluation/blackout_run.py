@@ -22,9 +22,11 @@ from oc_perception.evaluation.blackout_scores import (
     score_run,
 )
 from oc_perception.evaluation.box_trackers import BYTETRACK, SORT, BoxTracker
+from oc_perception.tracking import tracker as product
 from oc_perception.tracking.config import TrackerConfig
 from oc_perception.tracking.tracker import Tracker
 from oc_perception.types import TrackOutput
+from oc_perception.worlds.disc_physics import FRAME_S
 
 TRACKERS = {
     "hold": "objects stay where they were last seen",
@@ -39,14 +41,16 @@ TRACKERS = {
     "bytetrack_uncalled": "ByteTrack-like, not called while blind",
     "nonrelational": "learned motion of each object by itself",
     "relational": "learned motion of all objects together",
+    "sqair": "discovery and tracking in one, by pictures alone; levels p, b",
     "oracle": "the exact laws of motion from a noisy start",
 }
-LEARNED = ("relational", "nonrelational")
+LEARNED = ("relational", "nonrelational", "sqair")
 _CLASSICAL = ("hold", "constant_velocity", "kalman", "kalman_nll", "kalman_walls",
               "kalman_walls_nll")  # fmt: skip
 _SESSION = bytes(16)
 _VALIDATION_SEED, _VALIDATION_SEQUENCES = 9_000_001, 64
 _TUNED_AGES = 20
+_BACKGROUND_FRAMES = 10  # half of what is seen before the blackout
 _EXITS = {"R4": 1.0, "R5": 0.25}
 """How likely an object leaves that reaches the border of the view; elsewhere there are walls."""
 
@@ -73,6 +77,15 @@ def tracker_configs(config: BlackoutConfig, names: Sequence[str]) -> dict[str, T
         elif name == "nonrelational":
             weights = config.nonrelational_weights
             result[name] = replace(base, motion_model="relational", motion_weights=weights)
+        elif name == "sqair":
+            result[name] = replace(
+                base,
+                tracker="sqair",
+                tracker_weights=config.sqair_weights,
+                frame_period_s=FRAME_S,
+                slots=config.objects + 1,
+                background_frames=_BACKGROUND_FRAMES,
+            )
         elif name in _CLASSICAL:
             tuned = replace(base, motion_model=name.removesuffix("_nll"))
             if name != "hold":  # which knows no diffusion
@@ -111,7 +124,7 @@ def create_tracker(
 ) -> Tracker | BoxTracker:
     """A tracker of TRACKERS but the oracle, with the settings of `tracker_configs`."""
     if name in configs:
-        return Tracker(configs[name])
+        return product.create_tracker(configs[name])
     family, _, way = name.partition("_")
     config = {"sort": SORT, "bytetrack": BYTETRACK}[family]
     return BoxTracker(replace(config, called_when_blind=way != "uncalled"), period_s)
@@ -121,16 +134,21 @@ def run(tracker: AnyTracker, recording: Recording, truth: SequenceTruth) -> Runs
     """Run a sequence, each tail from the state at its start; without tails, the trunk alone."""
     state = tracker.initial_state(_SESSION, truth.image_size)
     stamps = truth.stamps_ns.tolist()
+    looks = getattr(tracker, "needs_frame", False)
+    pictures = [(frame,) for frame in recording.frames] if looks else [()] * len(stamps)
     outputs: list[TrackOutput] = []
     for frame in range(len(recording.trunk) + 1):
         if frame in recording.tails:
             branch, tail = state, []
-            for stamp, segmentation in zip(stamps[frame:], recording.tails[frame], strict=False):
-                branch, output = tracker.step(branch, segmentation, stamp)
+            for number, segmentation in enumerate(recording.tails[frame], frame):
+                branch, output = tracker.step(
+                    branch, segmentation, stamps[number], *pictures[number]
+                )
                 tail.append(output)
             yield frame, outputs + tail
         if frame < len(recording.trunk):
-            state, output = tracker.step(state, recording.trunk[frame], stamps[frame])
+            segmentation, picture = recording.trunk[frame], pictures[frame]
+            state, output = tracker.step(state, segmentation, stamps[frame], *picture)
             outputs.append(output)
     if not recording.tails:
         yield len(outputs), outputs

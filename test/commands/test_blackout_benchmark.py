@@ -4,10 +4,12 @@
 import json
 
 import pytest
+from watchers import Watcher
 
 from oc_perception.cli import main
 from oc_perception.evaluation.blackout_run import TRACKERS
 from oc_perception.models.registry import create_model, save_checkpoint
+from oc_perception.tracking import sqair
 
 COMMAND = ["benchmark", "blackout", "--quick"]
 KEYS = ("skill", "fde", "fde_oracle", "fde_kalman_walls", "id_recovered", "id_swapped", "id_new",
@@ -42,8 +44,9 @@ def test_a_table_has_every_tracker_whose_weights_are_there_and_figures(tmp_path,
     weights = ["--weights", str(tmp_path / "none")]
     assert main([*COMMAND, *words, *weights, "--figures", str(tmp_path)]) == 0
     shown = capsys.readouterr()
-    for name in set(TRACKERS) - {"relational", "nonrelational"}:
+    for name in set(TRACKERS) - {"relational", "nonrelational", "sqair"}:
         assert name in shown.out
+    assert "sqair" not in shown.out + shown.err  # which needs pictures
     assert "without relational" in shown.err and "without nonrelational" in shown.err
     for figure in ("error", "reliability", "identity", "film"):
         assert (tmp_path / f"{figure}.png").stat().st_size > 5000
@@ -66,6 +69,19 @@ def test_what_relations_gain_needs_both_checkpoints(tmp_path, capsys):
     assert report["fde"]["2"] == fde["relational"]
 
 
+def test_sqair_is_measured_by_the_pictures_that_discovery_sees(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sqair, "_load", lambda config: Watcher(slots=config.slots))
+    words = ["--level", "p", "--tracker", "sqair", "--sqair-weights", str(tmp_path)]
+    words += ["--lengths", "2,5", "--objects", "2"]
+    report = report_of(capsys, *words)
+    assert set(report["trackers"]) == {"sqair", "kalman_walls", "oracle"}
+    assert report["sqair_weights"] == str(tmp_path) and report["id_recovered"]["2"] == 1
+    own = report["trackers"]["sqair"]
+    assert own["fde"]["2"] < 0.5 and own["fg_ari_retained"]["2"] > 0.5
+    from_bags = report_of(capsys, *words, "--level", "b")
+    assert from_bags["trackers"]["sqair"] == own
+
+
 def test_many_blackouts_have_a_column_for_all(capsys):
     report = report_of(capsys, "--tracker", "kalman_walls", "--schedule", "burst")
     assert list(report["fde"]) == ["1", "2", "5", "10", "20", "40", "all"]
@@ -77,6 +93,8 @@ def test_many_blackouts_have_a_column_for_all(capsys):
     ("words", "complaint"),
     [
         (["--tracker", "relational", "--weights", "nowhere"], "no checkpoint nowhere"),
+        (["--tracker", "sqair"], "--level p or b"),
+        (["--tracker", "sqair", "--level", "p", "--sqair-weights", "nowhere"], "--sqair-weights"),
         (["--tracker", "kalman", "--lengths", "5,x"], "--lengths 5,x"),
         (["--tracker", "kalman", "--lengths", "5,2"], "ascending"),
         (["--tracker", "kalman", "--objects", "500"], "500"),

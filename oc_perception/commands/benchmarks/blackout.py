@@ -104,6 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="", help="of the relational tracker (default:"
                         " relational_REGIME, in small letters); `non` before the name gives those"
                         " of its non-relational twin")  # fmt: skip
+    parser.add_argument("--sqair-weights", default=known.sqair_weights,
+                        help=f"of sqair; levels p, b {default}")  # fmt: skip
     parser.add_argument("--table", action="store_true", help="measure all trackers")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw them there")
     parser.add_argument("--workers", type=int, default=2, help=f"processes {default}")
@@ -180,14 +182,19 @@ def _chosen(config: BlackoutConfig, tracker: str, everything: bool) -> list[str]
     wanted = set(TRACKERS) if everything else {tracker, config.filter, *_REFERENCES}
     if tracker == "relational":
         wanted.add("nonrelational")
+    if config.level == "s":
+        if tracker == "sqair":
+            raise UserError("--tracker sqair looks at pictures: choose --level p or b.")
+        wanted.discard("sqair")
     for name in LEARNED:
         weights = getattr(config, f"{name}_weights")
         if name not in wanted or checkpoint_directory(weights).is_dir():
             continue
         if name == tracker:
+            option = "--sqair-weights" if name == "sqair" else "--weights"
             raise UserError(
                 f"There is no checkpoint {weights} for --tracker {name} in {config.regime}: train"
-                " it, name another one with --weights, or choose another tracker."
+                f" it, name another one with {option}, or choose another tracker."
             )
         print(f"without {name}: there is no checkpoint {weights}", file=sys.stderr)
         wanted.remove(name)
