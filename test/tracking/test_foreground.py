@@ -63,6 +63,16 @@ def test_what_passes_leaves_no_trace_and_what_stays_becomes_background(rng):
     assert pictures[0][inside].mean() > 0.9 and pictures[-1].max() < 0.1
 
 
+def test_the_background_is_what_is_seen_most_of_the_time(rng):
+    state, _ = camera([room(rng) for _ in range(9)])
+    often = [with_disc(room(rng), (30, 20))[0] if k % 10 < 3 else room(rng) for k in range(300)]
+    state, _ = camera(often, state=state, dt_s=1.0)
+    _, inside = with_disc(room(rng), (30, 20))
+    _, (empty,) = camera([room(rng)], state=state)
+    _, (picture,) = camera([often[0]], state=state)
+    assert empty.mean() < 0.05 and picture[inside].mean() > 0.9
+
+
 def test_light_that_changes_everywhere_is_no_object(rng):
     state, _ = camera([room(rng) for _ in range(9)])
     frame, inside = with_disc(room(rng, light=50), (30, 20), colour=(90, 250, 110))

@@ -164,11 +164,30 @@ def test_covariance_is_the_spread_of_the_particles_and_the_error_of_boxes():
     np.testing.assert_allclose(np.sqrt(track.covariance.diagonal()[:2]), expected, rtol=0.1)
     (alone,) = run(SqairTracker(dataclasses.replace(CONFIG, particles=1), Watcher(0.015)),
                    flight(range(1)))[1][-1].tracks  # fmt: skip
-    np.testing.assert_allclose(np.sqrt(alone.covariance.diagonal()[:2]), 0.8, rtol=0.01)
+    stated = CONFIG.box_std_sizes * SIDE * np.array([1, 1, 30, 30])  # of places, and in a period
+    assert np.all(np.sqrt(alone.covariance.diagonal()) >= 0.99 * stated)
+    np.testing.assert_allclose(np.sqrt(alone.covariance.diagonal()[:2]), stated[:2], rtol=0.01)
     np.testing.assert_allclose(alone.box[:2], line(0)[0], atol=0.6)
 
 
+def test_every_frame_draws_anew():
+    _, outputs = run(SqairTracker(CONFIG, Watcher(0.03)), [(k, line(0)) for k in range(6)])
+    places = np.array([o.tracks[0].box[:2] for o in outputs])
+    assert len(np.unique(places[:, 0])) == 6 and places.std(0).min() > 0.1
+
+
 # Who is who
+
+
+def test_an_object_that_comes_back_after_its_track_was_lost_has_a_new_id():
+    """One particle never forgot it, which in the end has all the weight."""
+    forgetful = dict.fromkeys(range(1, 5), frozenset(range(8, 100)))
+    model = Watcher(
+        blind_spots=forgetful, log_weights=lambda k, n: 20.0 * (k == 30) * (np.arange(n) == 0)
+    )
+    config = dataclasses.replace(CONFIG, min_existence=0.3)
+    _, outputs = run(SqairTracker(config, model), flight(range(31)))
+    assert LOST in states(outputs, 1) and ids(outputs[29]) == [] and ids(outputs[30]) == [2]
 
 
 def test_ids_do_not_depend_on_which_particle_weighs_most():
@@ -198,13 +217,15 @@ def test_objects_are_recognised_across_particles_and_new_ones_are_told_apart():
         covariances=np.tile(np.eye(4), (2, 1, 1)),
     )
     places = {"a": (20, 21), "b": (61, 20), "c": (40, 60), "d": (80, 60)}
-    slots = ["cab", "bcd", "dac"]
+    slots = ["cab", "bcd", "dac"]  # of which the first particle knew none, the others one each
     boxes = np.array([[[*places[x], 16, 16] for x in row] for row in slots], float)
     ids = np.array([[0, 0, 0], [2, 0, 0], [0, 1, 0]])
     answer = identified(ids, ids == 0, boxes, np.array([0.1, 0.2, 0.7]), tracks, 20.0)
     c, d = answer[2, 2], answer[2, 0]
     assert answer.tolist() == [[c, 1, 2], [2, c, d], [d, 1, c]]
     assert sorted([c, d]) == [-2, -1]
+    boxes[1, 2] = boxes[1, 0] + 1  # another one where there is one already
+    assert identified(ids, ids == 0, boxes, np.array([0.1, 0.2, 0.7]), tracks, 20.0)[1, 2] < -2
 
 
 # While blind
@@ -214,6 +235,8 @@ def test_identities_survive_a_blackout_in_which_objects_fly_on():
     tracker = SqairTracker(CONFIG, Watcher())
     state, _ = run(tracker, [(k, pair(k)) for k in range(15)])
     state, outputs = run(tracker, [(k, None) for k in range(15, 30)], state)
+    for track, centre in zip(tracker.predict(state, stamp(20.5)).tracks, pair(20.5), strict=True):
+        np.testing.assert_allclose(track.box[:2], centre, atol=0.6)
     for track, centre in zip(outputs[-1].tracks, pair(29), strict=True):
         assert track.state == COASTING
         np.testing.assert_allclose(track.box[:2], centre, atol=2)
