@@ -172,7 +172,7 @@ def train_mixture(training: MixtureTraining, seed: int) -> dict[str, object]:
     models, generator = learner.models, learner.generator
     true = models.world.true_log_prior()
     _, test = models.world.sample(true, _TEST_POINTS, generator)
-    optimizer = torch.optim.Adam(models.parameters(), lr=training.learning_rate)
+    optimizer = torch.optim.Adam(models.parameters(), lr=training.learning_rate, fused=True)
     priors = true.expand(training.repetitions, -1)
     curve = {"step": [], "p_error": [], "q_error": []}
     first, last = _TEMPERATURES

@@ -5,20 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from oc_perception.evaluation.bounds_checks import Check
+
 Row = Mapping[str, Any]
-
-
-class Check(NamedTuple):
-    """What was `measured`, what was `wanted`, and whether it was `met`."""
-
-    claim: str
-    measured: str
-    wanted: str
-    met: bool
 
 
 def mixture_table(rows: Iterable[Row]) -> str:
@@ -56,7 +49,7 @@ def mixture_checks(rows: Iterable[Row]) -> list[Check]:
             measured, met = judge()
         except KeyError:  # of a method that did not run
             return
-        checks.append(Check(claim, measured, wanted, met))
+        checks.append(Check(claim, wanted, measured, met))
 
     def supports(method: str, least: int, most: int, share: float = 1.0):
         def judge() -> tuple[str, bool]:
@@ -138,13 +131,70 @@ def mixture_checks(rows: Iterable[Row]) -> list[Check]:
     return checks
 
 
-def checks_table(checks: Iterable[Check]) -> str:
-    """One line for each."""
-    return "\n".join(
-        f"{'met   ' if check.met else 'MISSED'}  {check.claim}: {check.measured}"
-        f"  (wanted {check.wanted})"
-        for check in checks
-    )
+def grammar_table(rows: Iterable[Row]) -> str:
+    """Medians over seeds, the range in brackets."""
+    lines = [
+        f"{'method':<11}{'K':>3}{'production KL':>24}{'-log q of true trees':>26}"
+        f"{'trees that match':>26}"
+    ]
+    for (method, particles), group in _by_method(rows).items():
+        lines.append(
+            f"{method:<11}{particles:>3}{_range(group, 'production_kl'):>24}"
+            f"{_range(group, 'sleep_loss', 2):>26}{_range(group, 'matches', 2):>26}"
+        )
+    return "\n".join(lines)
+
+
+def grammar_checks(rows: Iterable[Row]) -> list[Check]:
+    """Whether wake-sleep learns the grammar and its parser, where VIMCO does not."""
+    most = max((row["particles"] for row in rows), default=0)
+    groups = _by_method(rows)
+    if ("ws", most) not in groups:
+        return []
+    dreams = groups["ws", most]
+    kl, matches = _range(dreams, "production_kl"), _range(dreams, "matches", 2)
+    checks = [
+        Check(
+            f"K={most}: production KL of WS", "< 0.1", kl, _median(dreams, "production_kl") < 0.1
+        ),
+        Check(
+            f"K={most}: trees of WS for the test sentence that match it",
+            ">= 0.5",
+            matches,
+            _median(dreams, "matches") >= 0.5,
+        ),
+    ]
+    if ("vimco", most) in groups:
+        other = groups["vimco", most]
+        for what, name in (
+            ("production KL", "production_kl"),
+            ("-log q of true trees", "sleep_loss"),
+        ):
+            checks.append(
+                Check(
+                    f"K={most}: {what} of WS, of VIMCO",
+                    "first is less",
+                    f"{_range(dreams, name)}, {_range(other, name)}",
+                    _median(dreams, name) < _median(other, name),
+                )
+            )
+    return checks
+
+
+def _by_method(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["particles"]), []).append(row)
+    return groups
+
+
+def _median(rows: list[Row], name: str) -> float:
+    return median(row[name] for row in rows)
+
+
+def _range(rows: list[Row], name: str, digits: int = 3) -> str:
+    low, high = (pick(row[name] for row in rows) for pick in (min, max))
+    return f"{_median(rows, name):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def _least(supports: Iterable[list[int]]) -> tuple[str, bool]:
