@@ -19,6 +19,7 @@ _BENCHMARKS = {
     "trajectories": "forecasts of how persons walk, beside simple ones",
     "pedestrian-clips": "boxes followed through the end of recordings",
     "bounds": "signal of gradients and quality of models by variational bound",
+    "videos": "counts, identities and forecasts of AIR and SQAIR over training seeds",
     "multistability": "groupings of an ambiguous picture that inference finds",
     "wake-sleep": "gradients through discrete latents, where the answer is known",
 }

@@ -6,6 +6,7 @@ identity, and below what the model draws itself.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -31,25 +32,59 @@ def draw_strips(model: nn.Module, images: Tensor, path: Path, seen: int | None =
     """
     frames = images.shape[1]
     seen = frames if seen is None else seen
-    state, boxes, ids, drawn = model.initial_state(len(images)), [], [], []
-    for frame in range(frames):
-        state, output = model.step(state, images[:, frame] if frame < seen else None)
-        boxes.append(output.boxes[:, 0])
-        ids.append(output.ids[:, 0])
-        drawn.append(_reconstruction(model, state))
-    columns = np.linspace(0, frames - 1, min(frames, _COLUMNS)).round().astype(int)
-    page = _Page(len(columns), len(images), 2 if drawn[0] is not None else 1, images.shape[3:])
-    for column, frame in enumerate(columns):
+    watched = _watch(model, images, seen)
+    rows = ("input", "model") if watched.drawn[0] is not None else ("input",)
+    page = _Page(frames, len(images), rows, images.shape[3:])
+    for column, frame in enumerate(page.frames):
         page.heading(column, f"{frame + 1}" + (" unseen" if frame >= seen else ""))
         for sequence in range(len(images)):
             tile = page.enlarged(images[sequence, frame].amax(0))
             if frame >= seen:
                 tile = (tile * _DIMMED).astype(np.uint8)
-            page.outline(tile, boxes[frame][sequence], ids[frame][sequence])
+            page.outline(tile, watched, sequence, frame)
             page.place(tile, sequence, 0, column)
-            if drawn[frame] is not None:
-                page.place(page.enlarged(drawn[frame][sequence]), sequence, 1, column)
+            if watched.drawn[frame] is not None:
+                page.place(page.enlarged(watched.drawn[frame][sequence]), sequence, 1, column)
     write_png(path, page.canvas)
+
+
+@torch.inference_mode()
+def draw_film(model: nn.Module, images: Tensor, path: Path, seen: int) -> None:
+    """A PNG of one sequence `(T, 3, H, W)`: what is to be seen, what `model` draws of it, each
+    object in a box of its own, and what it draws if it sees the first `seen` frames only.
+
+    Raises OSError where it cannot be written.
+    """
+    frames = len(images)
+    page = _Page(frames, 1, ("input", "model", f"{seen} seen"), images.shape[2:])
+    whole, first = (_watch(model, images[None], count) for count in (frames, seen))
+    for column, frame in enumerate(page.frames):
+        page.heading(column, f"{frame + 1}")
+        page.place(page.enlarged(images[frame].amax(0)), 0, 0, column)
+        for row, watched in enumerate((whole, first), 1):
+            tile = page.enlarged(watched.drawn[frame][0])
+            page.outline(tile, watched, 0, frame)
+            page.place(tile, 0, row, column)
+    write_png(path, page.canvas)
+
+
+class _Watched(NamedTuple):
+    """By frame: boxes `(B, M, 4)`, ids `(B, M)`, and what is drawn `(B, H, W)` or None."""
+
+    boxes: list[Tensor]
+    ids: list[Tensor]
+    drawn: list[Tensor | None]
+
+
+def _watch(model: nn.Module, images: Tensor, seen: int) -> _Watched:
+    """What is most probable to `model`, which sees `seen` frames of `images` `(B, T, 3, H, W)`."""
+    state, watched = model.initial_state(len(images)), _Watched([], [], [])
+    for frame, picture in enumerate(images.unbind(1)):
+        state, output = model.step(state, picture if frame < seen else None)
+        watched.boxes.append(output.boxes[:, 0])
+        watched.ids.append(output.ids[:, 0])
+        watched.drawn.append(_reconstruction(model, state))
+    return watched
 
 
 def _reconstruction(model: nn.Module, state: object) -> Tensor | None:
@@ -61,19 +96,22 @@ def _reconstruction(model: nn.Module, state: object) -> Tensor | None:
 
 
 class _Page:
-    """Tiles in columns of frames and rows of sequences, with names in the margin."""
+    """Tiles of `frames`, evenly spaced, in columns; of sequences, each with named `rows`."""
 
-    def __init__(self, columns: int, sequences: int, rows: int, size: torch.Size) -> None:
+    def __init__(
+        self, frames: int, sequences: int, rows: tuple[str, ...], size: torch.Size
+    ) -> None:
+        columns = min(frames, _COLUMNS)
+        self.frames = np.linspace(0, frames - 1, columns).round().astype(int)
         self.scale = max(1, round(_TILE_PX / size[1]))
         self.height, self.width = (side * self.scale for side in size)
-        self.strip = rows * (self.height + _GAP_PX) + 2 * _GAP_PX
+        self.strip = len(rows) * (self.height + _GAP_PX) + 2 * _GAP_PX
         shape = (_HEADING_PX + sequences * self.strip,
                  _MARGIN_PX + columns * (self.width + _GAP_PX))  # fmt: skip
         self.canvas = np.full((*shape, 3), _PAGE, np.uint8)
         for sequence in range(sequences):
-            for row in range(rows):
-                middle = self._top(sequence, row) + self.height // 2
-                self._write(("input", "model")[row], 6, middle)
+            for row, name in enumerate(rows):
+                self._write(name, 4, self._top(sequence, row) + self.height // 2)
 
     def heading(self, column: int, text: str) -> None:
         self._write(text, self._left(column), _HEADING_PX - 6)
@@ -83,8 +121,9 @@ class _Page:
         grey = (picture.clamp(0, 1) * 255).round().byte().cpu().numpy()
         return np.repeat(grey.repeat(self.scale, 0).repeat(self.scale, 1)[..., None], 3, 2)
 
-    def outline(self, tile: np.ndarray, boxes: Tensor, ids: Tensor) -> None:
-        """Boxes `(M, 4)` in image widths of those with an identity `(M,)`."""
+    def outline(self, tile: np.ndarray, watched: _Watched, sequence: int, frame: int) -> None:
+        """Boxes of what has an identity, in its colour."""
+        boxes, ids = (parts[frame][sequence] for parts in watched[:2])
         for box, identity in zip(boxes.cpu().numpy(), ids.tolist(), strict=True):
             if identity:
                 corners = (box[:2] + side * box[2:] / 2 for side in (-1, 1))

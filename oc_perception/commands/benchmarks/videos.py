@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What models that discover and track reach over their training seeds, on the same fresh sequences:
+counts, identities, forecasts and bounds, beside what is asked of them; AIR, which sees each frame
+by itself, is what others are compared with.
+
+`oc-perception benchmark videos runs/air_s{0,1,2} runs/sqair_s{0,1,2} --json docs/results/sqair.json`
+"""  # noqa: E501 (a command)
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from oc_perception.cli import UserError
+from oc_perception.commands import scoring
+from oc_perception.evaluation.plots import require_matplotlib
+from oc_perception.evaluation.provenance import provenance
+from oc_perception.evaluation.seeds import summarize_seeds, training_seeds
+from oc_perception.evaluation.video import examine_video
+from oc_perception.evaluation.videos_figure import draw_crossing, draw_scores
+from oc_perception.evaluation.videos_rows import LONG_RUNS, Group, Row, shown, tables
+
+_SEED = 3_000_017  # neither the sequences watched in training nor those of metrics.json
+_FRAMES = (10, *LONG_RUNS)
+_PARTICLES = 1000
+_EVIDENCE_SCENES = 64  # evidence takes far longer than all else, and little varies between seeds
+_QUICK_SCENES, _QUICK_PARTICLES = 8, 8
+_EFFORT = ("steps", "elapsed_s", "cpu_s", "threads", "machine", "torch", "commit")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `oc-perception benchmark videos`."""
+    default = "(default: %(default)s)"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory or checkpoint name")
+    scoring.add_arguments(parser, _SEED)
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=_FRAMES, metavar="T",
+        help=f"lengths of sequences; all but counting and identities is of the first {default}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--particles", type=int, default=_PARTICLES,
+        help=f"importance samples for the evidence, of {_EVIDENCE_SCENES} sequences {default}; all"
+        " else is with as many as in training",
+    )  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write the report there; - for stdout")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the scores there")
+    parser.add_argument(
+        "--strip", type=Path, metavar="PNG",
+        help="draw there how the last of the runs follows two objects that cross",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{_QUICK_SCENES} scenes, to see that it works"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score every run and report."""
+    if arguments.quick:
+        arguments.scenes = _QUICK_SCENES
+        arguments.particles = min(arguments.particles, _QUICK_PARTICLES)
+    if min(arguments.particles, *arguments.frames) < 1:
+        raise UserError("--particles and --frames must be at least 1.")
+    if arguments.figure:
+        require_matplotlib()
+    groups, worlds, follower = [], [], None
+    for names in _seeds_of_recipes(arguments.runs):
+        runs = []
+        for name, seed in names.items():
+            model, world, config = scoring.prepare(name, arguments, "video")
+            worlds.append((world, config))
+            if worlds[-1] != worlds[0]:
+                raise UserError(
+                    f"{name} was trained on {world} {config}, {arguments.runs[0]} on"
+                    f" {worlds[0][0]} {worlds[0][1]}: choose one by --world and --set."
+                )
+            runs.append({"run": name, "seed": seed, **_examined(model, world, config, arguments)})
+            follower = follower if model.architecture == "air" else model
+        groups.append(Group(model.architecture.upper(), model.architecture, runs))
+    groups = _told_apart(groups)
+    rows = list(tables(groups, world, arguments.frames))
+    report = {
+        "world": world,
+        "world_config": config,
+        "scenes": arguments.scenes,
+        "seed": arguments.seed,
+        "frames": list(arguments.frames),
+        "evidence": {
+            "scenes": min(arguments.scenes, _EVIDENCE_SCENES),
+            "particles": arguments.particles,
+        },
+        "recipes": [_as_dict(group, table) for group, table in rows],
+        **provenance(arguments.device),
+    }
+    if arguments.json:
+        scoring.write_json(report, arguments.json)
+    if arguments.json != "-":
+        print("\n\n".join(shown(*pair) for pair in rows))
+    if arguments.figure:
+        draw_scores(groups, arguments.frames, model.config.num_frames, arguments.figure)
+    if arguments.strip:
+        if follower is None:
+            raise UserError("--strip needs a run of a model that follows objects, as sqair does.")
+        draw_crossing(follower, world, config, arguments.seed, arguments.strip, arguments.device)
+    return 0
+
+
+def _seeds_of_recipes(names: list[str]) -> list[dict[str, int]]:
+    """The training seeds of runs called `names`, one mapping for each of their recipes.
+
+    Raises UserError for runs that are not complete.
+    """
+    recipes: list[tuple[dict[str, Any], dict[str, dict[str, Any]]]] = []
+    for name in names:
+        recipe = scoring.trained_by(name)
+        if not recipe:
+            raise UserError(f"{name} has no recipe.yaml: give directories written by train.")
+        if not scoring.metrics(name):
+            raise UserError(f"{name} has no metrics.json: finish its training first.")
+        training = {k: v for k, v in recipe.get("training", {}).items() if k != "seed"}
+        plain = {**recipe, "training": training}
+        same = next((runs for known, runs in recipes if known == plain), None)
+        if same is None:
+            recipes.append((plain, same := {}))
+        same[name] = recipe
+    return [
+        dict(zip(runs, training_seeds(list(runs.values()), list(runs)), strict=True))
+        for _, runs in recipes
+    ]
+
+
+def _examined(
+    model: Any, world: str, config: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """`scores` by number of frames, and `evidence` with many particles on the first sequences."""
+    place = (arguments.seed, arguments.device)
+    scores = {}
+    for frames in arguments.frames:
+        model.num_frames = frames
+        scores[str(frames)] = examine_video(model, world, config, arguments.scenes, *place)
+    model.num_frames = arguments.frames[0]
+    scenes = min(arguments.scenes, _EVIDENCE_SCENES)
+    many = examine_video(model, world, config, scenes, *place, arguments.particles)
+    names = ("log_evidence", "log_evidence_gap", "elbo")
+    evidence = {**{name: many[name] for name in names},
+                "encoder_kl": many["log_evidence"] - many["elbo"]}  # fmt: skip
+    return {"scores": scores, "evidence": evidence}
+
+
+def _told_apart(groups: list[Group]) -> list[Group]:
+    """With the name of their first run where several recipes are for one model."""
+    labels = [group.label for group in groups]
+    return [
+        group._replace(label=f"{group.label} {Path(group.runs[0]['run']).name}")
+        if labels.count(group.label) > 1
+        else group
+        for group in groups
+    ]
+
+
+def _as_dict(group: Group, rows: list[Row]) -> dict[str, Any]:
+    """What is known of a recipe: its runs and their training, statistics and rows."""
+    runs = []
+    for run in group.runs:
+        metrics = scoring.metrics(run["run"])
+        effort = {key: metrics[key] for key in _EFFORT if key in metrics}
+        runs.append({**run, "training": effort})
+    summary = {
+        frames: summarize_seeds(
+            [{"seed": run["seed"], **run["scores"][frames]} for run in runs], "counting_accuracy"
+        )
+        for frames in runs[0]["scores"]
+    }
+    return {
+        "label": group.label,
+        "model": group.architecture,
+        "recipe": scoring.trained_by(runs[0]["run"]),
+        "runs": runs,
+        "summary": summary,
+        "rows": [row.as_dict() for row in rows],
+    }
