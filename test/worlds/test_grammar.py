@@ -158,4 +158,4 @@ def test_the_network_learns_trees_that_it_is_shown(network):
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
