@@ -8,7 +8,7 @@ of a track, or negative: a candidate that no track was made of.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +35,23 @@ def each(state: Any, change: Any) -> Any:
     return state._replace(log_weights=state.log_weights.log_softmax(1))
 
 
-def shares(ids: np.ndarray, values: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """The sum `(M,)` over particles of `values` `(S, N)` where slots have the id `objects`
-    `(M,)`.
-    """
-    return (values[..., None] * (ids[..., None] == objects)).sum((0, 1))
+class Found(NamedTuple):
+    """What S particles of `weights` `(S,)` have: `ids` and `probabilities` `(S, N)`."""
+
+    ids: np.ndarray
+    probabilities: np.ndarray
+    weights: np.ndarray
+
+    def share(self, objects: np.ndarray) -> np.ndarray:
+        """How much weight `(M,)` has each of `objects` `(M,)`."""
+        return self._sum(np.broadcast_to(self.weights[:, None], self.ids.shape), objects)
+
+    def existence(self, objects: np.ndarray) -> np.ndarray:
+        """How probable `(M,)` each of `objects` `(M,)` is."""
+        return self._sum(self.weights[:, None] * self.probabilities, objects)
+
+    def _sum(self, values: np.ndarray, objects: np.ndarray) -> np.ndarray:
+        return (values[..., None] * (self.ids[..., None] == objects)).sum((0, 1))
 
 
 def renamed(ids: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from oc_perception.tracking.foreground import BackgroundState, Foreground, View
 from oc_perception.tracking.life_cycle import expired, missed, stayed
 from oc_perception.tracking.motion import create_motion_model
 from oc_perception.tracking.particles import (
+    Found,
     Futures,
     candidates,
     each,
     identified,
     renamed,
-    shares,
 )
 from oc_perception.tracking.sensor import check_frame
 from oc_perception.tracking.table import Observations, TrackTable
@@ -54,22 +54,6 @@ class SqairTrackerState(TrackerState):
     particles: Any = None
     background: BackgroundState = field(default_factory=BackgroundState)
     frames: int = 0
-
-
-class Found(NamedTuple):
-    """What S particles of `weights` `(S,)` have: `ids` and `probabilities` `(S, N)`."""
-
-    ids: np.ndarray
-    probabilities: np.ndarray
-    weights: np.ndarray
-
-    def share(self, objects: np.ndarray) -> np.ndarray:
-        """How much weight `(M,)` has each of `objects` `(M,)`."""
-        return shares(self.ids, np.broadcast_to(self.weights[:, None], self.ids.shape), objects)
-
-    def existence(self, objects: np.ndarray) -> np.ndarray:
-        """How probable `(M,)` each of `objects` `(M,)` is."""
-        return shares(self.ids, self.weights[:, None] * self.probabilities, objects)
 
 
 class SqairTracker(Tracker):
