@@ -117,3 +117,22 @@ def test_binary_and_reparameterised_latents_together_agree_with_quadrature():
     loss = vimco(log_weights.unsqueeze(1), log_q.unsqueeze(1)).phi
     mean = (torch.autograd.grad(loss, tiled)[0] * draws).mean((0, 1))
     assert (mean - exact).norm() / exact.norm() < 0.05
+
+
+def test_more_particles_tighten_the_bound_of_the_mixed_latents_up_to_the_evidence():
+    switch = Switch(x=1.2, prior=0.3)
+    phi = torch.tensor([0.4, 0.2, -0.5, -0.7, -0.4], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(6)
+    uniform = torch.rand(20_000, 50, generator=generator, dtype=torch.float64)
+    noise = torch.randn(20_000, 50, generator=generator, dtype=torch.float64)
+    log_weights, _ = switch.log_weights(phi, uniform < phi[0].sigmoid(), noise)
+    bounds = [
+        (log_weights[:, :count].logsumexp(1) - math.log(count)).mean().item()
+        for count in (1, 5, 50)
+    ]
+    # `log_weights` leave out the constant of p(x | z, u): the std of x given z is sqrt(1.25).
+    squares = torch.tensor([1.2, -0.8], dtype=torch.float64).square() / 1.25
+    shares = torch.tensor([0.7, 0.3], dtype=torch.float64).log()
+    evidence = (shares - squares / 2).logsumexp(0).item() + math.log(0.5 / math.sqrt(1.25))
+    assert bounds[0] < bounds[1] < bounds[2] < evidence + 0.002
+    assert evidence - bounds[2] < 0.1 < evidence - bounds[0]
