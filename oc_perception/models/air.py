@@ -38,7 +38,7 @@ from oc_perception.models.objects import (
     perceptron,
 )
 from oc_perception.models.registry import register_model
-from oc_perception.models.windows import boxes_of, where_of
+from oc_perception.models.windows import boxes_of, brightest, where_of
 from oc_perception.objectives.bounds import Losses
 from oc_perception.objectives.score_function import vimco, vimco_released
 from oc_perception.objectives.wake_sleep import (
@@ -66,6 +66,11 @@ class AirConfig:
     share `limited` of training, fewer and fewer images are explained with at most a random number
     of objects (nested dropout, Rippel et al. 2014): else every object is drawn by all slots
     together, each a part of its brightness, and no gradient leads out of that.
+
+    `seek` is an addition to the paper, for objects much smaller than the image: windows get a
+    gradient only from what they overlap, and would stay where they begin. Each begins where most
+    is left of the image once the objects found before it are taken away, and sees only that; no
+    gradient passes through what is left.
     """
 
     frame_size: tuple[int, int] = (50, 50)
@@ -80,6 +85,7 @@ class AirConfig:
     particles: int = 5
     objective: str = "vimco"
     limited: float = 0.6
+    seek: bool = False
 
     def __post_init__(self) -> None:
         if min(self.num_slots, self.num_frames, self.glimpse_size, self.what_size) < 1:
@@ -267,6 +273,7 @@ class Discovery(nn.Module):
         super().__init__()
         hidden, what = config.hidden_size, config.what_size
         self.what_size = what
+        self.spot_radius = config.object_size / 3 if config.seek else None
         self.first = nn.Parameter(torch.zeros(hidden + what + 4))
         self.context = nn.Linear(hidden + context_size, hidden)
         self.recurrence = nn.Linear(hidden + what + 4, hidden)
@@ -297,29 +304,38 @@ class Discovery(nn.Module):
         pathwise: bool = True,
         cover: Tensor | None = None,
         given: Found | None = None,
+        drawn: Tensor | None = None,
     ) -> tuple[Found, Terms]:
         """At most `capacity` `(R,)` and `slots` objects of images `(B, H, W)` with codes `(R, D)`
         of the `picture`.
 
         `context` `(R, C)` and `prior_context` tell of the `known` `(R,)` objects that are there
         already; None in the first frame. Presences of `cover` rows `(R,)` are drawn as tosses of
-        a coin. Densities are those of what is `given` instead of drawn.
+        a coin. Densities are those of what is `given` instead of drawn. Discovery that seeks
+        takes what is `drawn` `(R, H, W)` already away first.
         """
         base = self.context(torch.cat([code, context], 1))
         previous = self.first.expand(len(code), -1)
         going = torch.ones_like(capacity, dtype=torch.bool)
         before = self.expected.expand(len(code), 4)
+        left, begin = images, self.expected
+        if self.spot_radius:
+            left = images.repeat_interleave(len(code) // len(images), 0)
+            left = left if drawn is None else left - drawn.detach()
         objects, total = [], None
         for index in range(slots):
+            if self.spot_radius:
+                spot = brightest(left, self.spot_radius)
+                begin = torch.cat([self.expected[:2].expand_as(spot), spot], 1)
             one = noise.of(index)
             hidden = (base + self.recurrence(previous)).tanh()
             mean, raw = self.where_head(hidden).chunk(2, -1)
-            mean, std = mean + self.expected, functional.softplus(raw - 3) + _MIN_STD
+            mean, std = mean + begin, functional.softplus(raw - 3) + _MIN_STD
             where = draw(mean, std, one.where, pathwise)
             if given is not None:
                 where = given.where[:, index]
             log_q = log_normal(where, mean, std)
-            mean, std = self.describe(picture.look(images, where))
+            mean, std = self.describe(picture.look(left, where))
             what = draw(mean, std, one.what, pathwise)
             if given is not None:
                 what = given.what[:, index]
@@ -337,6 +353,9 @@ class Discovery(nn.Module):
             )
             total = terms if total is None else total + terms
             objects.append(Found(what, where, going, torch.where(possible, logit.sigmoid(), 0)))
+            if self.spot_radius:
+                alone = Found(*(part.unsqueeze(1) for part in objects[-1]))
+                left = left - picture.draw(alone).detach()
             previous, before = torch.cat([hidden, what, where], 1), where
         found = Found(*(torch.stack(parts, 1) for parts in zip(*objects, strict=True)))
         count = self.count_prior(found.presence.sum(1), capacity, slots, known)

@@ -296,6 +296,7 @@ class Sqair(nn.Module):
         new, new_terms = self.discovery(
             self.picture, images, code, context, prior_context, capacity, slots,
             None if state.is_first else known, noise.of(slice(slots, None)), pathwise,
+            drawn=self.picture.draw(kept) if self.config.seek else None,
         )  # fmt: skip
         terms = new_terms if terms is None else terms + new_terms
 

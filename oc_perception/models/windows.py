@@ -17,6 +17,7 @@ from torch import Tensor
 REACH = 1.5
 """How far from the middle the centre of a window can be, in half images."""
 _MIN_SHARE = 0.02  # of the image: what is painted into nothing has no gradient
+_MIN_MASS = 1e-6  # of a spot: where there is none, it is in the middle
 
 
 def where_of(share: float) -> list[float]:
@@ -30,6 +31,23 @@ def boxes_of(where: Tensor, frame_size: tuple[int, int]) -> Tensor:
     share, centre = _placed(where)
     aspect = where.new_tensor([1.0, frame_size[0] / frame_size[1]])
     return torch.cat([(1 + centre) / 2 * aspect, share * aspect], -1)
+
+
+def brightest(images: Tensor, radius: float) -> Tensor:
+    """Centres `(R, 2)`, as in `where`, of the brightest spots of `images` `(R, H, W)`: of about
+    this radius, as a share of the image's width.
+    """
+    bright = images.clamp(min=0)
+    height, width = bright.shape[1:]
+    down, across = (_bell(size, radius * width, images.device) for size in (height, width))
+    peak = (down @ bright @ across).flatten(1).argmax(1)
+    shares = down[peak // width].unsqueeze(2) * bright * across[peak % width].unsqueeze(1)
+    shares = shares / shares.sum((1, 2), keepdim=True).clamp(min=_MIN_MASS)
+    x, y = (
+        shares.sum(axis) @ (2 * (torch.arange(size, device=images.device) + 0.5) / size - 1)
+        for axis, size in ((1, width), (2, height))
+    )
+    return REACH * (torch.stack([x, y], 1) / REACH).atanh()
 
 
 def read(images: Tensor, where: Tensor, size: int) -> Tensor:
@@ -68,6 +86,12 @@ def _cells(pixels: int, share: Tensor, centre: Tensor, size: int) -> Tensor:
     position = (torch.arange(pixels, device=share.device) + 0.5) / pixels
     offset = position - (1 + centre).unsqueeze(-1) / 2
     return (offset / share.unsqueeze(-1) + 0.5) * size - 0.5
+
+
+def _bell(size: int, deviation: float, device: torch.device) -> Tensor:
+    """`(size, size)`: what pixels weigh around each, in pixels."""
+    index = torch.arange(size, device=device)
+    return (-0.5 * ((index[:, None] - index) / deviation).square()).exp()
 
 
 def _hat(position: Tensor, count: int) -> Tensor:

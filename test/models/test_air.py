@@ -10,6 +10,7 @@ from torch.distributions import Categorical, Normal
 from oc_perception.models.air import OBJECTIVES, random_limits
 from oc_perception.models.objects import Found, Noise, draw_noise
 from oc_perception.models.registry import ModelError, create_model
+from oc_perception.models.windows import boxes_of
 from oc_perception.types import Clip
 from oc_perception.worlds.registry import create_world
 
@@ -250,3 +251,30 @@ def test_it_learns_to_count_one_shape():
         output = model.follow(fresh.draw(motion, 16, 16)[0])
     right = output.presence.sum(3)[..., 0] == motion.present.sum(2)
     assert right.float().mean() > 0.95
+
+
+@torch.inference_mode()
+def test_where_it_seeks_windows_begin_at_what_is_left():
+    """Once a spot is drawn, the next window begins at the brightest of the others."""
+    model = small_air(seek=True, num_slots=3, glimpse_size=8, object_size=0.25)
+    torch.nn.init.zeros_(model.discovery.where_head[-1].weight)
+    cells = (torch.arange(16) + 0.5) / 16
+
+    def spots(centres):
+        across, down = (cells - centres[..., None]).square().unbind(1)
+        return (-200 * (across[:, None] + down[:, :, None])).exp()
+
+    model.picture.draw = lambda found: spots(boxes_of(found.where, (16, 16))[:, 0, :2])
+    centres = torch.tensor([[0.75, 0.75], [0.25, 0.7], [0.55, 0.2]])
+    image = (spots(centres) * torch.tensor([1.0, 0.9, 0.8])[:, None, None]).sum(0)
+    found, _, _ = model._infer(image[None], 1, Noise())
+    assert found.presence.all()
+    assert torch.allclose(boxes_of(found.where, (16, 16))[0, :, :2], centres, atol=0.03)
+
+
+def test_seeking_is_no_other_model_where_it_is_off():
+    """The same parameters, and places that are learned alone."""
+    model, seeking = small_air(), small_air(seek=True)
+    assert list(model.state_dict()) == list(seeking.state_dict())
+    where = model._infer(pictures(3, 1).images[:, 0].amax(1), 1, Noise())[0].where
+    assert (where - model.discovery.expected).abs().max() < 0.2

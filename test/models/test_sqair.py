@@ -98,6 +98,20 @@ def test_paper_sizes_have_the_papers_numbers_of_parameters():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("seek", [False, True])
+def test_what_is_propagated_is_not_sought_again(seek):
+    """If what is propagated is the whole picture, discovery that seeks looks at black."""
+    model, frame = small_sqair(seek=seek), clips(2, 1).images[:, 0]
+    state, _ = model.step(model.initial_state(2), frame)
+    seen, look = [], model.picture.look
+    model.picture.draw = lambda found: frame.amax(1)
+    model.picture.look = lambda images, *window: (seen.append(images), look(images, *window))[1]
+    model.step(state, frame)
+    assert torch.equal(seen[0], frame.amax(1))
+    assert (seen[-model.num_slots].abs().max() == 0) == seek
+
+
+@torch.inference_mode()
 def test_slots_may_be_added_after_training():
     model = small_sqair()
     model.num_slots = 5
@@ -235,9 +249,10 @@ def test_a_few_sequences_are_learned_to_high_likelihood():
     assert perfect - max(values[-20:]) < 0.3 * (perfect - values[0])
 
 
-def test_training_and_steps_are_each_one_graph():
+@pytest.mark.parametrize("seek", [False, True])
+def test_training_and_steps_are_each_one_graph(seek):
     """No Python depends on a value: what compiles without a break can be captured on a GPU."""
-    model, clip = small_sqair(), clips(2, 2)
+    model, clip = small_sqair(seek=seek), clips(2, 2)
     noise = [draw_noise(6, 6, 4, seeded()) for _ in range(2)]
     run = torch.compile(model._run, backend="eager", fullgraph=True)
     found, expected = run(clip.images, 3, noise), model._run(clip.images, 3, noise)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from oc_perception.models.windows import REACH, boxes_of, paint, read, where_of
+from oc_perception.models.windows import REACH, boxes_of, brightest, paint, read, where_of
 
 
 def random_windows(rows, seed=0):
@@ -76,3 +76,25 @@ def test_a_window_of_no_size_has_no_infinite_gradient():
 def test_where_of_gives_the_share():
     assert torch.tensor(where_of(0.375))[:2].sigmoid().tolist() == pytest.approx([0.375] * 2)
     assert math.isclose(where_of(0.5)[0], 0.0)
+
+
+def test_the_brightest_spot_is_found_between_pixels():
+    """Of a bright and a dim blob, in an image that is not square, with noise below zero."""
+    height, width, radius = 24, 32, 0.06
+    y = (torch.arange(height)[:, None] + 0.5) / width
+    x = (torch.arange(width) + 0.5) / width
+
+    def blob(column, row):
+        return (-0.5 * ((x - column).square() + (y - row).square()) / radius**2).exp()
+
+    centres = [(0.31, 0.2), (0.733, 0.51), (0.5, 0.4)]
+    images = torch.stack([blob(*centre) for centre in centres])
+    images = images + 0.6 * blob(0.5, 0.05) - 0.02
+    where = torch.cat([torch.zeros(3, 2), brightest(images, radius)], 1)
+    found = boxes_of(where, (height, width))[:, :2]
+    assert torch.allclose(found, torch.tensor(centres), atol=0.3 / width)
+
+
+def test_where_nothing_is_bright_the_spot_is_finite_and_in_the_middle():
+    where = brightest(torch.full((2, 8, 8), -1.0), 0.1)
+    assert torch.equal(where, torch.zeros(2, 2))
