@@ -26,12 +26,16 @@ _BASELINES = {
 _FILM_FRAMES, _FILM_SCENES = 12, 160
 
 
-def draw_scores(groups: Sequence[Group], frames: Sequence[int], learned: int, path: Path) -> None:
+def draw_scores(
+    groups: Sequence[Group], world: str, frames: Sequence[int], learned: int, path: Path
+) -> None:
     """Counting and discoveries by frame of the longest sequences, models having `learned` from
     shorter ones, and errors of forecasts: a thin line for each seed, a thick one for their mean.
     """
     longest = str(max(frames))
-    figure, axes = new_figure(1, 3, (12, 3.5), "A thin line for each training seed, means thick")
+    names = " and ".join(group.label for group in groups)
+    title = f"{names} on {world}: thin lines are training seeds, thick ones their mean"
+    figure, axes = new_figure(1, 3, (12, 3.5), title)
     for axis, name, label in zip(
         axes,
         ("counting_by_frame", "discoveries_by_frame"),
@@ -47,7 +51,7 @@ def draw_scores(groups: Sequence[Group], frames: Sequence[int], learned: int, pa
             axis.axvline(learned, color="0.4", ls="--", lw=1, label="length in training")
     axes[0].set_ylim(top=1.005)
     axes[1].set_ylim(bottom=0)
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, frameon=False)
     _forecasts(axes[2], groups, str(frames[0]))
     figure.savefig(path, dpi=DPI)
 
@@ -68,7 +72,7 @@ def _forecasts(axis: Any, groups: Sequence[Group], frames: str) -> None:
     axis.set(xlabel=f"frames after the {SEEN} seen", ylabel="error of centres (image widths)")
     axis.set(xticks=HORIZONS, ylim=(0, None))
     if seen:
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, frameon=False)
 
 
 def _by_horizon(scores: Mapping[str, float], name: str) -> list[float]:
@@ -89,8 +93,8 @@ def draw_crossing(
     path: Path,
     device: str = "cpu",
 ) -> None:
-    """A film strip of two objects that cross, and of `model`, which sees them all along or in the
-    first frames only; `model` is set to its length.
+    """A film strip of two objects that go straight on and cross, and of `model`, which sees them
+    all along or in the first frames only; `model` is set to its length.
 
     Raises ValueError where the world of this seed has no such sequence.
     """
@@ -102,10 +106,12 @@ def draw_crossing(
         pair = motion.present.all(1).sum(1) == 2
         apart = motion.positions[:, :, 0] - motion.positions[:, :, 1]  # (B, T, 2)
         distance = apart.norm(dim=-1)
+        straight = (motion.velocities == motion.velocities[:, :1]).flatten(1).all(1)
         turned = (apart[:, 0] * apart[:, -1]).sum(1) < 0
         side = motion.sizes[:, 0, 0].mean(-1)
         begin_and_end = torch.stack([distance[:, :SEEN].amin(1), distance[:, -1]]).amin(0)
-        chosen = pair & turned & motion.visible[:, :, :2].all(2).all(1) & (begin_and_end > side)
+        in_view = motion.visible[:, :, :2].flatten(1).all(1)
+        chosen = pair & straight & turned & in_view & (begin_and_end > side)
         worth = torch.where(chosen, distance.amin(1), np.inf)
         if worth.min() < nearest:
             nearest, best = worth.min().item(), images[worth.argmin()]

@@ -9,8 +9,12 @@ by itself, is what others are compared with.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from oc_perception.cli import UserError
 from oc_perception.commands import scoring
@@ -25,6 +29,7 @@ _SEED = 3_000_017  # neither the sequences watched in training nor those of metr
 _FRAMES = (10, *LONG_RUNS)
 _PARTICLES = 1000
 _EVIDENCE_SCENES = 64  # evidence takes far longer than all else, and little varies between seeds
+_ALONE = "air"  # each frame by itself: it follows nothing
 _QUICK_SCENES, _QUICK_PARTICLES = 8, 8
 _EFFORT = ("steps", "elapsed_s", "cpu_s", "threads", "machine", "torch", "commit")
 
@@ -63,21 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--particles and --frames must be at least 1.")
     if arguments.figure:
         require_matplotlib()
-    groups, worlds, follower = [], [], None
-    for names in _seeds_of_recipes(arguments.runs):
-        runs = []
-        for name, seed in names.items():
-            model, world, config = scoring.prepare(name, arguments, "video")
-            worlds.append((world, config))
-            if worlds[-1] != worlds[0]:
-                raise UserError(
-                    f"{name} was trained on {world} {config}, {arguments.runs[0]} on"
-                    f" {worlds[0][0]} {worlds[0][1]}: choose one by --world and --set."
-                )
-            runs.append({"run": name, "seed": seed, **_examined(model, world, config, arguments)})
-            follower = follower if model.architecture == "air" else model
-        groups.append(Group(model.architecture.upper(), model.architecture, runs))
-    groups = _told_apart(groups)
+    recipes = [
+        [_Candidate(name, seed, *scoring.prepare(name, arguments, "video")) for name, seed in runs]
+        for runs in _seeds_of_recipes(arguments.runs)
+    ]
+    model, world, config = _common(list(chain(*recipes)))
+    if arguments.strip and model.architecture == _ALONE:
+        raise UserError("--strip needs a run of a model that follows objects, as sqair does.")
+    groups = _told_apart([_examined(recipe, arguments) for recipe in recipes])
     rows = list(tables(groups, world, arguments.frames))
     report = {
         "world": world,
@@ -96,21 +94,33 @@ def run(arguments: argparse.Namespace) -> int:
         scoring.write_json(report, arguments.json)
     if arguments.json != "-":
         print("\n\n".join(shown(*pair) for pair in rows))
+        scenes, particles = report["evidence"].values()
+        print(
+            f"\n{arguments.scenes} sequences; evidence of the first {scenes} with {particles}"
+            " particles"
+        )
     if arguments.figure:
-        draw_scores(groups, arguments.frames, model.config.num_frames, arguments.figure)
+        learned = model.config.num_frames
+        draw_scores(groups, world, arguments.frames, learned, arguments.figure)
     if arguments.strip:
-        if follower is None:
-            raise UserError("--strip needs a run of a model that follows objects, as sqair does.")
-        draw_crossing(follower, world, config, arguments.seed, arguments.strip, arguments.device)
+        draw_crossing(model, world, config, arguments.seed, arguments.strip, arguments.device)
     return 0
 
 
-def _seeds_of_recipes(names: list[str]) -> list[dict[str, int]]:
-    """The training seeds of runs called `names`, one mapping for each of their recipes.
+class _Candidate(NamedTuple):
+    name: str
+    seed: int
+    model: nn.Module
+    world: str
+    config: dict[str, Any]
+
+
+def _seeds_of_recipes(names: Sequence[str]) -> list[list[tuple[str, int]]]:
+    """Runs called `names` and their training seeds, a list for each of their recipes.
 
     Raises UserError for runs that are not complete.
     """
-    recipes: list[tuple[dict[str, Any], dict[str, dict[str, Any]]]] = []
+    recipes: list[tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]] = []
     for name in names:
         recipe = scoring.trained_by(name)
         if not recipe:
@@ -118,36 +128,55 @@ def _seeds_of_recipes(names: list[str]) -> list[dict[str, int]]:
         if not scoring.metrics(name):
             raise UserError(f"{name} has no metrics.json: finish its training first.")
         training = {k: v for k, v in recipe.get("training", {}).items() if k != "seed"}
-        plain = {**recipe, "training": training}
-        same = next((runs for known, runs in recipes if known == plain), None)
-        if same is None:
-            recipes.append((plain, same := {}))
-        same[name] = recipe
-    return [
-        dict(zip(runs, training_seeds(list(runs.values()), list(runs)), strict=True))
-        for _, runs in recipes
-    ]
+        without_seed = {**recipe, "training": training}
+        runs = next((runs for known, runs in recipes if known == without_seed), None)
+        if runs is None:
+            recipes.append((without_seed, runs := []))
+        runs.append((name, recipe))
+    grouped = []
+    for _, runs in recipes:
+        own_names, own_recipes = zip(*runs, strict=True)
+        seeds = training_seeds(own_recipes, own_names)
+        grouped.append(list(zip(own_names, seeds, strict=True)))
+    return grouped
 
 
-def _examined(
-    model: Any, world: str, config: dict[str, Any], arguments: argparse.Namespace
-) -> dict[str, Any]:
+def _common(candidates: Sequence[_Candidate]) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The last model that follows objects, if there is one, and the world of all.
+
+    Raises UserError where they are not of one world.
+    """
+    first = candidates[0]
+    for other in candidates:
+        if (other.world, other.config) != (first.world, first.config):
+            raise UserError(
+                f"{first.name} was trained on {first.world} {first.config}, {other.name} on"
+                f" {other.world} {other.config}: choose one by --world and --set."
+            )
+    following = [one.model for one in candidates if one.model.architecture != _ALONE]
+    return (following or [first.model])[-1], first.world, first.config
+
+
+def _examined(recipe: Sequence[_Candidate], arguments: argparse.Namespace) -> Group:
     """`scores` by number of frames, and `evidence` with many particles on the first sequences."""
     place = (arguments.seed, arguments.device)
-    scores = {}
-    for frames in arguments.frames:
-        model.num_frames = frames
-        scores[str(frames)] = examine_video(model, world, config, arguments.scenes, *place)
-    model.num_frames = arguments.frames[0]
-    scenes = min(arguments.scenes, _EVIDENCE_SCENES)
-    many = examine_video(model, world, config, scenes, *place, arguments.particles)
-    names = ("log_evidence", "log_evidence_gap", "elbo")
-    evidence = {**{name: many[name] for name in names},
-                "encoder_kl": many["log_evidence"] - many["elbo"]}  # fmt: skip
-    return {"scores": scores, "evidence": evidence}
+    runs = []
+    for name, seed, model, world, config in recipe:
+        scores = {}
+        for frames in arguments.frames:
+            model.num_frames = frames
+            scores[str(frames)] = examine_video(model, world, config, arguments.scenes, *place)
+        model.num_frames = arguments.frames[0]
+        scenes = min(arguments.scenes, _EVIDENCE_SCENES)
+        many = examine_video(model, world, config, scenes, *place, arguments.particles)
+        evidence = {name: many[name] for name in ("log_evidence", "log_evidence_gap", "elbo")}
+        evidence["encoder_kl"] = many["log_evidence"] - many["elbo"]
+        runs.append({"run": name, "seed": seed, "scores": scores, "evidence": evidence})
+    architecture = recipe[0].model.architecture
+    return Group(architecture.upper(), architecture, runs)
 
 
-def _told_apart(groups: list[Group]) -> list[Group]:
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
     """With the name of their first run where several recipes are for one model."""
     labels = [group.label for group in groups]
     return [
