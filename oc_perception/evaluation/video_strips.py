@@ -19,6 +19,7 @@ from oc_perception.models.objects import Found
 _COLUMNS = 12
 _TILE_PX, _GAP_PX, _MARGIN_PX, _HEADING_PX = 96, 4, 52, 20
 _PAGE, _DIMMED = 215, 0.4
+_LINE = (213, 94, 0)
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.4
 
 
@@ -51,7 +52,8 @@ def draw_strips(model: nn.Module, images: Tensor, path: Path, seen: int | None =
 @torch.inference_mode()
 def draw_film(model: nn.Module, images: Tensor, path: Path, seen: int) -> None:
     """A PNG of one sequence `(T, 3, H, W)`: what is to be seen, what `model` draws of it, each
-    object in a box of its own, and what it draws if it sees the first `seen` frames only.
+    object in a box of its own, and what it draws if it sees the first `seen` frames only, which a
+    line parts from the others.
 
     Raises OSError where it cannot be written.
     """
@@ -65,6 +67,8 @@ def draw_film(model: nn.Module, images: Tensor, path: Path, seen: int) -> None:
             tile = page.enlarged(watched.drawn[frame][0])
             page.outline(tile, watched, 0, frame)
             page.place(tile, 0, row, column)
+        if frame == seen:
+            page.part(0, 2, column)
     write_png(path, page.canvas)
 
 
@@ -133,6 +137,11 @@ class _Page:
     def place(self, tile: np.ndarray, sequence: int, row: int, column: int) -> None:
         top, left = self._top(sequence, row), self._left(column)
         self.canvas[top : top + self.height, left : left + self.width] = tile
+
+    def part(self, sequence: int, row: int, column: int) -> None:
+        """A line before a tile."""
+        top, left = self._top(sequence, row), self._left(column)
+        self.canvas[top : top + self.height, left - _GAP_PX : left] = _LINE
 
     def _top(self, sequence: int, row: int) -> int:
         return _HEADING_PX + sequence * self.strip + row * (self.height + _GAP_PX)

@@ -23,7 +23,7 @@ _BASELINES = {
     "velocity": ("constant velocity", "--"),
     "velocity_truth": ("constant velocity of true places", "-."),
 }
-_FILM_FRAMES, _FILM_SCENES = 12, 160
+_FILM_FRAMES, _FILM_SCENES = 12, 1600
 
 
 def draw_scores(
