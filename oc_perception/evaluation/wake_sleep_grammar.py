@@ -51,11 +51,10 @@ class _Learner:
         """Of `sentences` `(B, L)` with `lengths` `(B,)`."""
         particles, method = self.training.particles, self.training.method
         codes = self.network.encode(sentences, lengths).repeat_interleave(particles, 0)
-        trees = self.network.sample(codes, self.generator)
+        trees, log_q = self.network.sample(codes, self.generator)
         repeated = (part.repeat_interleave(particles, 0) for part in (sentences, lengths))
         distance = grammar.edit_distance(*repeated, trees.sentences, trees.lengths)
         log_p = self.model.log_prior(trees.counts) - distance.square()
-        log_q = self.network.log_prob(codes, trees)
         log_p, log_q = (term.view(-1, 1, particles) for term in (log_p, log_q))
         if method == "ww":
             return wake_wake(log_p, log_q)
@@ -82,7 +81,7 @@ class _Learner:
         """Share of sampled trees whose sentence is `sentence`."""
         words = torch.tensor([[grammar.WORDS.index(word) for word in sentence.split()]])
         words, lengths = words.expand(_PARSES, -1), torch.full((_PARSES,), words.shape[1])
-        trees = self.network.sample(self.network.encode(words, lengths), self.generator)
+        trees, _ = self.network.sample(self.network.encode(words, lengths), self.generator)
         distance = grammar.edit_distance(words, lengths, trees.sentences, trees.lengths)
         return (distance == 0).float().mean().item()
 

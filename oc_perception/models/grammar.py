@@ -48,7 +48,7 @@ class GrammarModel(nn.Module):
 
 
 class GrammarNetwork(nn.Module):
-    """q(z | x): `encode` sentences, then `sample` trees of them and tell their `log_prob`."""
+    """q(z | x): `encode` sentences, then `sample` trees of them or tell their `log_prob`."""
 
     def __init__(self, size: int = 100) -> None:
         super().__init__()
@@ -77,22 +77,24 @@ class GrammarNetwork(nn.Module):
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         return self.reader(packed)[1].squeeze(0)
 
-    @torch.no_grad()
-    def sample(self, codes: Tensor, generator: torch.Generator) -> Trees:
-        """A tree for each of `codes` `(N, 100)`."""
-        inputs, hidden, production = self.from_code(codes), None, None
+    def sample(self, codes: Tensor, generator: torch.Generator) -> tuple[Trees, Tensor]:
+        """A tree for each of `codes` `(N, 100)`, and its log-probability `(N,)`."""
+        inputs, production, states = self.from_code(codes), None, []
 
         def choose(tree: Tensor, symbol: Tensor, parent: Tensor) -> Tensor:
-            nonlocal hidden, production
-            hidden = self._descend(inputs[tree], symbol, parent, hidden, production)
+            nonlocal production
+            above = states[-1] if states else None
+            states.append(self._descend(inputs[tree], symbol, parent, above, production))
             production = torch.zeros_like(symbol)
-            for row in _CHOICES:
-                (here,) = (symbol == row).nonzero(as_tuple=True)
-                log_q = self.heads[SYMBOLS[row]](hidden[here]).log_softmax(-1)
-                production[here] = sample_categorical(log_q, 1, generator).squeeze(-1)
+            with torch.no_grad():
+                for row in _CHOICES:
+                    (here,) = (symbol == row).nonzero(as_tuple=True)
+                    log_q = self.heads[SYMBOLS[row]](states[-1][here]).log_softmax(-1)
+                    production[here] = sample_categorical(log_q, 1, generator).squeeze(-1)
             return production
 
-        return grammar.derive(choose, len(codes))
+        trees = grammar.derive(choose, len(codes))
+        return trees, self._score(torch.cat(states), trees)
 
     def log_prob(self, codes: Tensor, trees: Trees) -> Tensor:
         """`(N,)`: log q(z | x) of `trees`, one for each of `codes` `(N, 100)`."""
@@ -101,11 +103,15 @@ class GrammarNetwork(nn.Module):
             where = inputs[level.tree], level.symbol, level.parent
             hidden, production = self._descend(*where, hidden, production), level.production
             states.append(hidden)
+        return self._score(torch.cat(states), trees)
+
+    def _score(self, states: Tensor, trees: Trees) -> Tensor:
+        """`(N,)`: log q of the productions of `trees`, from the states of all levels."""
         symbol, production, tree = (
             torch.cat([getattr(level, name) for level in trees.levels])
             for name in ("symbol", "production", "tree")
         )
-        states, total = torch.cat(states), codes.new_zeros(len(codes))
+        total = states.new_zeros(len(trees.lengths))
         for row in _CHOICES:
             (here,) = (symbol == row).nonzero(as_tuple=True)
             log_q = self.heads[SYMBOLS[row]](states[here]).log_softmax(-1)

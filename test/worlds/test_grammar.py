@@ -129,8 +129,9 @@ def network():
 def test_trees_are_sampled_as_often_as_their_probability_says(network):
     sentence = grammar.draw(TRUE, 1, seeded())
     codes = network.encode(sentence.sentences, sentence.lengths).expand(20_000, -1)
-    trees = network.sample(codes, seeded(1))
-    probability = network.log_prob(codes, trees).exp()
+    trees, log_q = network.sample(codes, seeded(1))
+    torch.testing.assert_close(network.log_prob(codes, trees), log_q)
+    probability = log_q.exp()
     keys = torch.cat([trees.counts.flatten(1), trees.sentences], 1)
     _, kinds, counts = keys.unique(dim=0, return_inverse=True, return_counts=True)
     for kind in counts.argsort(descending=True)[:5]:
