@@ -56,7 +56,7 @@ class BlackoutConfig:
     schedule: str = "blackout"
     model: str = "monet_discs_cpu"
     weights: str = ""
-    sqair_weights: str = "sqair_discs"
+    sqair_weights: str = "sqair_discs_cpu"
 
     def __post_init__(self) -> None:
         for name, known in (("level", LEVELS), ("schedule", SCHEDULES)):
