@@ -70,7 +70,7 @@ def _forecasts(axis: Any, groups: Sequence[Group], frames: str) -> None:
         label, style = _BASELINES[name]
         axis.plot(HORIZONS, values, color="0.3", ls=style, lw=1.2, label=label)
     axis.set(xlabel=f"frames after the {SEEN} seen", ylabel="error of centres (image widths)")
-    axis.set(xticks=HORIZONS, ylim=(0, None))
+    axis.set(xticks=HORIZONS, ylim=(0, 1.25 * axis.get_ylim()[1]))  # room for the legend
     if seen:
         axis.legend(fontsize=8, frameon=False)
 

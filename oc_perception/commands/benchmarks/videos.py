@@ -28,7 +28,7 @@ from oc_perception.evaluation.videos_rows import LONG_RUNS, Group, Row, shown, t
 _SEED = 3_000_017  # neither the sequences watched in training nor those of metrics.json
 _FRAMES = (10, *LONG_RUNS)
 _PARTICLES = 1000
-_EVIDENCE_SCENES = 64  # evidence takes far longer than all else, and little varies between seeds
+_EVIDENCE_SCENES = 32  # evidence takes far longer than all else, and little varies between seeds
 _ALONE = "air"  # each frame by itself: it follows nothing
 _QUICK_SCENES, _QUICK_PARTICLES = 8, 8
 _EFFORT = ("steps", "elapsed_s", "cpu_s", "threads", "machine", "torch", "commit")
