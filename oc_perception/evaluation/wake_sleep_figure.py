@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oc_perception.evaluation.plots import require_matplotlib
+from oc_perception.evaluation.wake_sleep_mixture import SUPPORTED
 from oc_perception.worlds.mixture import GaussianMixture
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def draw_wake_sleep(report: dict[str, Any], path: Path) -> None:
         axes = figure.subplots(2, 3)
         for axis, count in zip(axes[0], (counts[0], counts[-1]), strict=False):
             _priors(axis, [row for row in far if row["particles"] == count])
-            axis.set_title(f"Mixture: what is learned with K = {count}")
-        axes[0, 0].set_ylim(axes[0, 1].get_ylim())
+            axis.set_title(f"Mixture: learned prior, K = {count}")
         for axis, name, label in (
             (axes[0, 2], "p_error", "distance of the prior to the truth"),
             (axes[1, 0], "q_error", "distance of q to the true posterior"),
@@ -68,7 +68,7 @@ def draw_wake_sleep(report: dict[str, Any], path: Path) -> None:
         handles, labels = axes[0, 2].get_legend_handles_labels()
         truth = axes[0, 0].get_legend_handles_labels()
         figure.legend(
-            [*truth[0], *handles], [*truth[1], *labels], loc="outside lower center", ncols=8
+            [*truth[0], *handles], [*truth[1], *labels], loc="outside lower center", ncols=9
         )
         figure.savefig(path)
 
@@ -80,8 +80,9 @@ def _priors(axis: Axes, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         colour, marker, _ = _METHODS[row["method"]]
         axis.plot(row["probability"], color=colour, marker=marker, ms=3.5, lw=1.3)
-    axis.set(xlabel="component z", ylabel="p(z)", xticks=range(0, len(true), 3))
-    axis.set_ylim(0, min(axis.get_ylim()[1], 4 * true.max()))
+    axis.axhline(SUPPORTED, color="0.3", ls="--", lw=1, label="least probability in the support")
+    axis.set(xlabel="component z", ylabel="p(z), median", xticks=range(0, len(true), 3))
+    axis.set(yscale="log", ylim=(SUPPORTED / 10, 1))
 
 
 def _against_particles(

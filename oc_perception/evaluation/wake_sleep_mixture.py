@@ -33,7 +33,7 @@ from oc_perception.objectives.wake_sleep import (
 )
 from oc_perception.worlds.mixture import sample_categorical
 
-_SUPPORTED = 1e-3  # least probability of a component that the model has kept
+SUPPORTED = 1e-3  # least probability of a component that the model has kept
 _TEST_POINTS = 100
 _RECORDS = 20  # of the errors while training
 _GRADIENTS = 10  # from which the spread of the gradient is estimated
@@ -186,7 +186,7 @@ def train_mixture(training: MixtureTraining, seed: int) -> dict[str, object]:
     errors = _errors(models, test)
     _record(curve, training.steps, errors)
     probability = models.log_prior().exp()
-    support = ((probability > _SUPPORTED) * torch.arange(probability.shape[-1])).amax(-1)
+    support = ((probability > SUPPORTED) * torch.arange(probability.shape[-1])).amax(-1)
     _, x = models.world.sample(priors, training.batch_size, generator)
     return {
         "p_error": errors[0].tolist(),
