@@ -217,6 +217,7 @@ def kept(
     """`settings`, what `compute` gives and its CPU `minutes`. Written to `directory` as soon as it
     is known, and read from there where the settings are the same.
     """
+    settings = json.loads(json.dumps(settings))  # as they will be read
     file = directory / f"{name.lower().replace(' ', '_')}.json" if directory else None
     known = json.loads(file.read_text()) if file and file.is_file() else {}
     if settings.items() <= known.items():

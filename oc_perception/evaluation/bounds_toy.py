@@ -27,9 +27,9 @@ class ToyConfig:
     """Adam at `learning_rate` on all `points`, from entries between 1.5 and 2.5."""
 
     total: int = 64
-    points: int = 128
+    points: int = 64
     dimensions: int = 20
-    steps: int = 6000
+    steps: int = 5000
     learning_rate: float = 1e-2
 
 
