@@ -51,6 +51,7 @@ _SESSION = bytes(16)
 _VALIDATION_SEED, _VALIDATION_SEQUENCES = 9_000_001, 64
 _TUNED_AGES = 20
 _BACKGROUND_FRAMES = 10  # half of what is seen before the blackout
+_WINDOW_SHARE = 0.7  # of a disc in the world that SQAIR learned from
 _EXITS = {"R4": 1.0, "R5": 0.25}
 """How likely an object leaves that reaches the border of the view; elsewhere there are walls."""
 
@@ -84,6 +85,7 @@ def tracker_configs(config: BlackoutConfig, names: Sequence[str]) -> dict[str, T
                 tracker_weights=config.sqair_weights,
                 frame_period_s=FRAME_S,
                 slots=config.objects + 1,
+                window_share=_WINDOW_SHARE,
                 background_frames=_BACKGROUND_FRAMES,
             )
         elif name in _CLASSICAL:

@@ -202,6 +202,11 @@ TRACKING = (
                 64,
             ),
             "seed": ("Seed of the draws of `sqair`.", 0, 2**31 - 1),
+            "window_share": (
+                "Share of the width and height of a window of `sqair` that its object takes.",
+                0.01,
+                1.0,
+            ),
             "background": (
                 "What objects of `sqair` stand before: `learned` from what the camera sees, or "
                 "`black`.",

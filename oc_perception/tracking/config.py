@@ -47,8 +47,9 @@ class TrackerConfig:
     `tracker_weights` finds, follows and forgets the objects itself, in `particles` hypotheses that
     are weighed by the pictures; it sees up to `slots` objects (0: as many as it learned with).
     With one particle everything is the most probable, without chance; draws begin from `seed`. An
-    object is where its particles have it on average and exists as far as they have it; its
-    covariance is their spread, with an error of `box_std_sizes` added to that of each box. While
+    object is where its particles have it on average and exists as far as they have it; its box is
+    the `window_share` of the width and height of their windows, and its covariance is their
+    spread, with an error of `box_std_sizes` added to that of each box. While
     blind, and in trajectories, the prior goes on from every particle by `forecast_samples` ways.
     What no particle has any more is remembered, and moved as by the Kalman filter, until it is
     found again there or `detection_probability` speaks against it. The network sees what stands
@@ -103,6 +104,7 @@ class TrackerConfig:
     forecast_samples: int = 8
     slots: int = 0
     seed: int = 0
+    window_share: float = 1.0
     background: str = "learned"
     background_frames: int = 30
     background_s: float = 60.0
@@ -211,6 +213,8 @@ class TrackerConfig:
         for name in ("exit_probability", "occlusion", "max_birth_overlap"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}.")
+        if self.window_share > 1:
+            raise ValueError(f"window_share must be at most 1, not {self.window_share}.")
         if self.min_existence >= self.birth_existence:
             raise ValueError("min_existence must be below birth_existence, or no track is born.")
 

@@ -28,11 +28,12 @@ _FLOODED = 0.5  # share of the image that stands out above which the background 
 @dataclass(frozen=True)
 class View:
     """Where an image of `image_size` lies in the picture that a network sees; both `(height,
-    width)` px.
+    width)` px. Of a window of the network, the object in it takes the `window_share`.
     """
 
     image_size: tuple[int, int]
     frame_size: tuple[int, int]
+    window_share: float = 1.0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,11 +49,13 @@ class View:
         return top, left
 
     def to_pixels(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes `(..., 4)` in the image, from widths of the picture; pixel centres are whole."""
+        """Boxes `(..., 4)` of objects in the image, whose pixel centres are whole, from windows in
+        widths of the picture.
+        """
         scale = np.array(self.image_size[::-1]) / np.array(self.size[::-1])
         boxes = boxes * self.frame_size[1]
         centres = (boxes[..., :2] - self.corner[::-1]) * scale - 0.5
-        return np.concatenate([centres, boxes[..., 2:] * scale], -1)
+        return np.concatenate([centres, boxes[..., 2:] * scale * self.window_share], -1)
 
 
 @dataclass(frozen=True)

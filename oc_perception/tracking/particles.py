@@ -19,7 +19,7 @@ from oc_perception.tracking.association import assign, position_log_likelihood
 from oc_perception.tracking.foreground import View
 from oc_perception.tracking.table import TrackTable
 
-_APART_SIZES = 0.1
+_APART_SIZES = 0.15
 """How far apart particles place an object when they discover it, standard deviation in sizes."""
 _TO_4 = ((0, 0), (0, 2), (0, 2))
 _SAME_STEPS = 1e-5

@@ -263,7 +263,7 @@ class SqairTracker(Tracker):
         return known[2]
 
     def _view(self, state: SqairTrackerState) -> View:
-        return View(state.image_size, self.model.frame_size)
+        return View(state.image_size, self.model.frame_size, self.config.window_share)
 
     def _generator(self, state: SqairTrackerState, what: int) -> torch.Generator:
         words = np.random.SeedSequence([self.config.seed, state.frames, what])

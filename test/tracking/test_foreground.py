@@ -102,6 +102,8 @@ def test_pictures_keep_their_proportions_and_boxes_find_back(rng):
     centre = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / SIZE[1]
     box = View(frame.shape[:2], SIZE).to_pixels(np.array([*centre, 0.1, 0.1]))
     np.testing.assert_allclose(box, [51.5, 59.5, 25.6, 25.6])
+    half = View(frame.shape[:2], SIZE, 0.5).to_pixels(np.array([*centre, 0.1, 0.1]))
+    np.testing.assert_allclose(half, [51.5, 59.5, 12.8, 12.8])
 
 
 def test_a_picture_of_another_shape_has_another_background(rng):

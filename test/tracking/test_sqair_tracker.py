@@ -434,7 +434,7 @@ def test_weights_that_cannot_serve_are_refused_with_the_cure(tmp_path):
     refused(tmp_path / "absent", r"No checkpoint.*give a directory")
     refused("mohart_d3a_cpu", "is a tracking model, not a video model")
     refused(untrained(tmp_path / "air", "air"), "a checkpoint of sqair")
-    for key, value in (("background", "blue"), ("particles", 0), ("background_frames", 0)):
+    for key, value in (("background", "blue"), ("particles", 0), ("window_share", 1.1)):
         with pytest.raises(ValueError, match=key):
             TrackerConfig(**{key: value})
 
