@@ -173,14 +173,14 @@ TRACKING = (
                 10.0,
             ),
             "box_std_sizes": (
-                "Error of a box of `mohart` where something was found, and of one of `sqair`, "
-                "box sizes.",
+                "Error of a box of `mohart` where something was found, and of one of `sqair` "
+                "besides the spread of its hypotheses, box sizes.",
                 1e-3,
                 10.0,
             ),
             "blind_std_sizes_per_s": (
-                "Error of the velocity of a box of `mohart`, by which that of its place grows "
-                "until something is found there again, box sizes/s.",
+                "Error of the velocity of a box of `mohart` or `sqair`, by which that of its place "
+                "grows until something is found there again, box sizes/s.",
                 1e-3,
                 100.0,
             ),

@@ -49,14 +49,14 @@ class TrackerConfig:
     With one particle everything is the most probable, without chance; draws begin from `seed`. An
     object is where its particles have it on average and exists as far as they have it; its box is
     the `window_share` of the width and height of their windows, and its covariance is their
-    spread, with an error of `box_std_sizes` added to that of each box. While
-    blind, and in trajectories, the prior goes on from every particle by `forecast_samples` ways.
-    What no particle has any more is remembered, and moved as by the Kalman filter, until it is
-    found again there or `detection_probability` speaks against it. The network sees what stands
-    out before the `background`, one of BACKGROUNDS, fully bright where the difference is
-    `foreground_contrast` of the range. A `learned` one is the median of `background_frames` in
-    which nothing is tracked, taken anew should as many in a row be of another background; it takes
-    up a change from black to white within `background_s`.
+    spread, to which errors are added as for `mohart`: particles resemble one another. While blind,
+    and in trajectories, the prior goes on from every particle by `forecast_samples` ways. What no
+    particle has any more is remembered, and moved as by the Kalman filter, until it is found again
+    there or `detection_probability` speaks against it. The network sees what stands out before the
+    `background`, one of BACKGROUNDS, fully bright where the difference is `foreground_contrast` of
+    the range. A `learned` one is the median of `background_frames` in which nothing is tracked,
+    taken anew should as many in a row be of another background; it takes up a change from black to
+    white within `background_s`.
 
     Measurement. `measurement_std_widths` of a centroid on each axis: the default is a third of a
     pixel of a mask 64 wide. A box that is suddenly smaller or larger than the track's is half
@@ -232,6 +232,20 @@ class TrackerConfig:
             self.velocity_decay_per_s,
             self.wander_sizes**2 * areas,
         )
+
+    def box_errors(self, sizes: np.ndarray, since_found_s: np.ndarray) -> np.ndarray:
+        """Covariances `(..., 4, 4)` of place and velocity of boxes of `sizes` `(..., 2)` px: an
+        error of the place, and one of the velocity that adds to it as time goes by.
+        """
+        place = (self.box_std_sizes * sizes) ** 2
+        velocity = (self.blind_std_sizes_per_s * sizes) ** 2
+        elapsed = since_found_s[..., None]
+        place, both = place + velocity * elapsed**2, velocity * elapsed
+        result = np.zeros((*both.shape[:-1], 4, 4))
+        result[..., [0, 1], [0, 1]] = place
+        result[..., [0, 1], [2, 3]] = result[..., [2, 3], [0, 1]] = both
+        result[..., [2, 3], [2, 3]] = velocity
+        return result
 
 
 def loaded_as(loaded: TrackerConfig, config: TrackerConfig) -> TrackerConfig:

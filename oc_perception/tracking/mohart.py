@@ -108,7 +108,7 @@ class MohartMotion:
         """See MotionModel."""
         elapsed_s = belief.memories[:, :1] + times_s
         means = self._at(belief, image_size, times_s)
-        return means, self._covariances(belief.sizes[:, None], elapsed_s)
+        return means, self.config.box_errors(belief.sizes[:, None], elapsed_s)
 
     @torch.inference_mode()
     def look(
@@ -211,24 +211,10 @@ class MohartMotion:
     def _believed(
         self, belief: Belief, means: np.ndarray, sizes: np.ndarray, memories: np.ndarray
     ) -> Belief:
-        covariances = self._covariances(sizes, memories[:, 0])
+        covariances = self.config.box_errors(sizes, memories[:, 0])
         return replace(
             belief, means=means, covariances=covariances, sizes=sizes, memories=memories
         )
-
-    def _covariances(self, sizes: np.ndarray, since_found_s: np.ndarray) -> np.ndarray:
-        """`(..., 4, 4)` of boxes of `sizes` `(..., 2)`: an error of the place, and one of the
-        velocity that adds to it as time goes by.
-        """
-        place = (self.config.box_std_sizes * sizes) ** 2
-        velocity = (self.config.blind_std_sizes_per_s * sizes) ** 2
-        elapsed = since_found_s[..., None]
-        place, both = place + velocity * elapsed**2, velocity * elapsed
-        result = np.zeros((*both.shape[:-1], 4, 4))
-        result[..., [0, 1], [0, 1]] = place
-        result[..., [0, 1], [2, 3]] = result[..., [2, 3], [0, 1]] = both
-        result[..., [2, 3], [2, 3]] = velocity
-        return result
 
 
 def _bounded(boxes: Tensor) -> Tensor:

@@ -239,13 +239,11 @@ class SqairTracker(Tracker):
     # What particles say
 
     def _moments(self, state: SqairTrackerState, times_s: np.ndarray) -> tuple[np.ndarray, ...]:
-        """See Futures.moments; of the tracks, `times_s` after the anchor, with the error of boxes
-        in the covariances.
+        """See Futures.moments; of the tracks, `times_s` after the anchor, with the stated errors
+        of boxes in the covariances.
         """
         share, means, covariances, sizes = self._futures(state).moments(state.tracks.ids, times_s)
-        place = (self.config.box_std_sizes * sizes) ** 2
-        errors = np.concatenate([place, place / self.config.frame_period_s**2], -1)
-        return share, means, covariances + errors[..., None] * np.eye(4), sizes
+        return share, means, covariances + self.config.box_errors(sizes, times_s[:, None]), sizes
 
     def _futures(self, state: SqairTrackerState) -> Futures:
         """Of the particles of `state`. Those of the last one are kept."""

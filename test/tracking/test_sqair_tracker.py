@@ -164,7 +164,7 @@ def test_covariance_is_the_spread_of_the_particles_and_the_error_of_boxes():
     np.testing.assert_allclose(np.sqrt(track.covariance.diagonal()[:2]), expected, rtol=0.1)
     (alone,) = run(SqairTracker(dataclasses.replace(CONFIG, particles=1), Watcher(0.015)),
                    flight(range(1)))[1][-1].tracks  # fmt: skip
-    stated = CONFIG.box_std_sizes * SIDE * np.array([1, 1, 30, 30])  # of places, and in a period
+    stated = SIDE * np.array([CONFIG.box_std_sizes] * 2 + [CONFIG.blind_std_sizes_per_s] * 2)
     assert np.all(np.sqrt(alone.covariance.diagonal()) >= 0.99 * stated)
     np.testing.assert_allclose(np.sqrt(alone.covariance.diagonal()[:2]), stated[:2], rtol=0.01)
     np.testing.assert_allclose(alone.box[:2], line(0)[0], atol=0.6)
@@ -294,15 +294,21 @@ def test_trajectories_are_the_blind_predictions_to_come(tracker):
             np.testing.assert_allclose(spread[[0, 2]], later.covariance.diagonal()[:2], rtol=1e-4)
 
 
-def test_ignorance_grows_with_the_spread_of_the_futures():
-    config = dataclasses.replace(CONFIG, forecast_samples=100)
-    tracker = SqairTracker(config, Watcher(JITTER))
-    state, _ = run(tracker, flight(range(10)))
-    spread = [
-        np.sqrt(tracker.predict(state, stamp(9 + k)).tracks[0].covariance[0, 0])
-        for k in (0, 5, 10, 20)
-    ]
-    assert np.all(np.diff(spread) > 0.5)
+def test_ignorance_grows_with_the_spread_of_the_futures_and_as_stated():
+    def errors(jitter, stated):
+        config = dataclasses.replace(
+            CONFIG, forecast_samples=100, box_std_sizes=1e-6, blind_std_sizes_per_s=stated
+        )
+        tracker = SqairTracker(config, Watcher(jitter))
+        state, _ = run(tracker, flight(range(10)))
+        ages = [tracker.predict(state, stamp(9 + k)) for k in (0, 5, 10, 20)]
+        return np.array([np.sqrt(output.tracks[0].covariance[0, 0]) for output in ages])
+
+    assert np.all(np.diff(errors(JITTER, 1e-6)) > 0.5)
+    stated = 2.0 * SIDE * np.array([0, 5, 10, 20]) / 30
+    np.testing.assert_allclose(errors(0.0, 2.0), stated, atol=1e-3)
+    both = np.hypot(errors(JITTER, 1e-6), stated)
+    np.testing.assert_allclose(errors(JITTER, 2.0), both, rtol=1e-3)
 
 
 def test_after_a_blackout_every_future_is_shown_the_picture_and_few_particles_go_on():
