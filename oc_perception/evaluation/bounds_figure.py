@@ -130,17 +130,22 @@ def _misses(axis: Axes, study: dict[str, Any]) -> None:
     axis.legend()
 
 
+def _shown(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Colours of the methods that were run."""
+    names = {run["method"] for run in runs}
+    return {name: colour for name, colour in _METHODS.items() if name in names}
+
+
 def _distances(axis: Axes, runs: Sequence[dict[str, Any]], name: str) -> None:
-    for method, colour in _METHODS.items():
+    for method, colour in _shown(runs).items():
         curves = [run for run in runs if run["method"] == method]
-        if curves:
-            values = [statistics.median(v) for v in zip(*(c[name] for c in curves), strict=True)]
-            axis.plot(curves[0]["step"], values, color=colour, label=method, lw=1.6)
+        values = [statistics.median(v) for v in zip(*(c[name] for c in curves), strict=True)]
+        axis.plot(curves[0]["step"], values, color=colour, label=method, lw=1.6)
     axis.set(yscale="log", xlabel="step", ylabel="distance from the optimum")
 
 
 def _scores(axis: Axes, runs: Sequence[dict[str, Any]]) -> None:
-    for method, colour in _METHODS.items():
+    for method, colour in _shown(runs).items():
         chosen = [run for run in runs if run["method"] == method]
         x, y = ([run[key] for run in chosen] for key in ("minus_kl", "log_evidence"))
         axis.scatter(x, y, color=colour, edgecolor="0.3", lw=0.5, s=40, label=method)
@@ -151,7 +156,8 @@ def _scores(axis: Axes, runs: Sequence[dict[str, Any]]) -> None:
 
 def _effective(axis: Axes, runs: Sequence[dict[str, Any]]) -> None:
     """Quantiles over pictures, means over seeds."""
-    for place, (method, colour) in enumerate(_METHODS.items()):
+    methods = _shown(runs)
+    for place, (method, colour) in enumerate(methods.items()):
         quantiles = [
             statistics.mean(values)
             for values in zip(
@@ -162,12 +168,12 @@ def _effective(axis: Axes, runs: Sequence[dict[str, Any]]) -> None:
         axis.plot([place, place], [lowest, highest], color="0.3", lw=1)
         axis.bar(place, high - low, 0.55, low, color=colour, edgecolor="0.3", lw=0.5)
         axis.plot([place - 0.27, place + 0.27], [middle, middle], color="white", lw=1.8)
-    axis.set_xticks(range(len(_METHODS)), _METHODS, rotation=30, ha="right")
+    axis.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
     axis.set(ylabel="ESS per sample", title="digits64: effective samples of test pictures")
 
 
 def _training(axis: Axes, runs: Sequence[dict[str, Any]]) -> None:
-    for method, colour in _METHODS.items():
+    for method, colour in _shown(runs).items():
         curves = [run for run in runs if run["method"] == method]
         values = [statistics.mean(v) for v in zip(*(c["signal"] for c in curves), strict=True)]
         axis.plot(curves[0]["step"], values, color=colour, marker="o", ms=3, label=method)

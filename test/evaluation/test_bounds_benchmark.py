@@ -146,6 +146,8 @@ def test_expectations_can_fail() -> None:
     assert [check.met for check in checks] == [False, True, True, False, False, False]
     checks = bounds_checks.check_deep(runs(VAE=4, MIWAE=3, IWAE=1, PIWAE=2))
     assert [check.met for check in checks[:4]] == [True, False, True, True]
+    few = bounds_checks.check_deep(runs(VAE=4, IWAE=1))
+    assert [check.what for check in few] == ["least signal of the encoder in training"]
 
 
 def test_the_digits_are_split_once_and_binarised_by_their_intensity() -> None:

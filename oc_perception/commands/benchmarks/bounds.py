@@ -27,6 +27,7 @@ from oc_perception.worlds.digits64 import load_digits64
 
 _PARTS = ("signal", "toy", "deep")
 _TABLES = ("particles", "groups", "of_64")
+_METHODS = tuple(bounds_deep.methods(1))
 _TOY_METHODS = ("VAE", "MIWAE", "IWAE")
 _PUBLISHED = bounds_signal.SignalConfig(
     points=1024,
@@ -54,6 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `oc-perception benchmark bounds`."""
     parser.add_argument(
         "--parts", nargs="+", choices=_PARTS, default=_PARTS, help="only these (default: all)"
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=_METHODS,
+        default=_METHODS,
+        metavar="NAME",
+        help=f"on the digits, of {', '.join(_METHODS)} (default: all)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="of training (default: %(default)s)")
     size = parser.add_mutually_exclusive_group()
@@ -100,8 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         report["toy"] = {"config": asdict(toy), "runs": _without_settings(runs)}
         checks["toy"] = bounds_checks.check_toy(runs)
     if "deep" in parts:
-        names = list(bounds_deep.methods(deep.total))
-        runs = bounds_deep.run_all(names, seeds, deep, arguments.runs)
+        runs = bounds_deep.run_all(arguments.methods, seeds, deep, arguments.runs)
         summary = bounds_checks.summarise(runs)
         report["deep"] = {
             "config": asdict(deep),
