@@ -233,10 +233,10 @@ def test_bad_settings_are_named(settings, message):
 
 def test_it_learns_to_count_one_shape():
     """With none or one object in a picture, a few hundred updates are enough."""
-    model = small_air(hidden_size=32, what_size=8, glimpse_size=8, num_slots=2, num_frames=1,
+    model = small_air(hidden_size=32, what_size=8, glimpse_size=8, num_frames=1,
                       object_size=0.375, limited=0.9)  # fmt: skip
     world = create_world("mini_shapes", {"num_objects": (0, 1)}, 32, 0)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     generator, steps = torch.Generator().manual_seed(0), 400
     for step in range(steps):
         motion = world.sample_motion(1)
