@@ -36,15 +36,16 @@ class Watcher:
     `jitter` is the standard deviation of boxes in frames, in widths, of which half is added to the
     velocity while blind. Particles number the objects in different orders. `blind_spots` maps a
     particle to frames in which it sees nothing; `log_weights` `(frame, particle)` replaces the
-    weights, which say nothing otherwise.
+    weights, which say nothing otherwise. With `late` it discovers in later frames, too; otherwise
+    what a particle does not explain weighs against it.
     """
 
     name, frame_size = "watcher", (48, 64)
 
-    def __init__(self, jitter=0.0, slots=4, blind_spots=None, log_weights=None):
+    def __init__(self, jitter=0.0, slots=4, blind_spots=None, log_weights=None, late=True):
         self.jitter, self.num_slots = jitter, slots
         self.blind_spots, self.log_weights = blind_spots or {}, log_weights
-        self.seen = 0
+        self.late, self.seen = late, 0
         self.rows: list[tuple[int, bool]] = []  # of each step: particles, and whether in a frame
 
     def initial_state(self, batch_size, particles=1):
@@ -67,6 +68,7 @@ class Watcher:
         noise = self._noise(state.velocity, generator)[0].numpy()
         expected, before = boxes[0].numpy(), boxes_of(state.where, self.frame_size)[0].numpy()
         parts = [], [], [], []
+        unexplained = []
         for particle in range(len(expected)):
             unseen = self.seen in self.blind_spots.get(particle, ())
             rows, left = [], [] if unseen else list(range(len(blobs)))
@@ -76,7 +78,8 @@ class Watcher:
                     box = blobs[left.pop(int(np.argmin(gaps)))]
                     moved = box[:2] - before[particle, slot, :2]
                     rows.append((box, moved, int(state.ids[0, particle, slot]), False))
-            new = left[:: -1 if particle % 2 else 1]
+            new = left[:: -1 if particle % 2 else 1] if self.late or state.is_first else []
+            unexplained.append(-50.0 * (len(left) - len(new)))
             first = int(state.next_id[0, particle])
             rows += [(blobs[b], np.zeros(2), first + i, True) for i, b in enumerate(new)]
             rows = rows[: self.num_slots]
@@ -85,7 +88,8 @@ class Watcher:
                 part.append(values)
         boxes, velocity, ids, discovered = (torch.tensor(np.array(part)) for part in parts)
         boxes[..., :2] += torch.from_numpy(noise)
-        weights = state.log_weights
+        increment = torch.tensor(unexplained)[None]
+        weights = state.log_weights + increment
         if self.log_weights is not None:
             weights = weights + torch.tensor(self.log_weights(self.seen, weights.shape[1]))
         self.seen += 1
@@ -93,7 +97,7 @@ class Watcher:
             self._where(boxes.float())[None], ids[None] > 0, ids[None], velocity.float()[None],
             state.next_id + len(blobs), weights.log_softmax(1), False,
         )  # fmt: skip
-        return self._answer(following, discovered[None])
+        return self._answer(following, discovered[None], increment)
 
     def resample(self, state, generator, threshold=0.5):
         weights = state.log_weights[0].exp()
@@ -105,7 +109,7 @@ class Watcher:
         kept = Watched(*(x[:, chosen] for x in state[:-1]), state.is_first)
         return kept._replace(log_weights=torch.full((1, count), -math.log(count)))
 
-    def _answer(self, state, discovered):
+    def _answer(self, state, discovered, increment=None):
         nothing = torch.zeros_like(state.presence)
         return state, VideoOutput(
             boxes_of(state.where, self.frame_size),
@@ -114,7 +118,7 @@ class Watcher:
             state.ids,
             nothing if discovered is None else discovered,
             state.log_weights,
-            state.log_weights * 0,
+            state.log_weights * 0 if increment is None else increment,
         )
 
     def _noise(self, like, generator):

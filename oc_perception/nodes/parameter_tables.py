@@ -207,6 +207,12 @@ TRACKING = (
                 0.01,
                 1.0,
             ),
+            "restart_probability": (
+                "How likely `sqair` holds it that all is to be discovered anew, which it considers "
+                "every fifth frame and after a blackout, 0 for never.",
+                0.0,
+                0.999,
+            ),
             "background": (
                 "What objects of `sqair` stand before: `learned` from what the camera sees, or "
                 "`black`.",

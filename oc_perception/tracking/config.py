@@ -46,7 +46,9 @@ class TrackerConfig:
     Discovery and tracking in one. With `tracker` `sqair`, for cameras at rest, the network of
     `tracker_weights` finds, follows and forgets the objects itself, in `particles` hypotheses that
     are weighed by the pictures; it sees up to `slots` objects (0: as many as it learned with).
-    With one particle everything is the most probable, without chance; draws begin from `seed`. An
+    With one particle everything is the most probable, without chance; draws begin from `seed`.
+    Once objects are there, the network hardly believes that others appear: so now and then a
+    particle joins in which all is discovered anew, with the weight of `restart_probability`. An
     object is where its particles have it on average and exists as far as they have it; its box is
     the `window_share` of the width and height of their windows, and its covariance is their
     spread, to which errors are added as for `mohart`: particles resemble one another. While blind,
@@ -105,6 +107,7 @@ class TrackerConfig:
     slots: int = 0
     seed: int = 0
     window_share: float = 1.0
+    restart_probability: float = 1e-3
     background: str = "learned"
     background_frames: int = 30
     background_s: float = 60.0
@@ -160,6 +163,7 @@ class TrackerConfig:
             "motion_features",
             "slots",
             "seed",
+            "restart_probability",
             "systematic_std_widths",
             "occlusion_shift",
             "velocity_decay_per_s",
@@ -188,6 +192,7 @@ class TrackerConfig:
             "birth_existence",
             "min_existence",
             "min_birth_score",
+            "restart_probability",
         }
         if self.motion_model not in MOTION_MODELS:
             names = ", ".join(MOTION_MODELS)

@@ -35,6 +35,15 @@ def each(state: Any, change: Any) -> Any:
     return state._replace(log_weights=state.log_weights.log_softmax(1))
 
 
+def together(first: Any, second: Any, log_weights: Tensor) -> Any:
+    """The particles of two states, or outputs, of a model, with these weights `(1, S)`."""
+    parts = (
+        torch.cat(pair, 1) if isinstance(pair[0], Tensor) else pair[0]
+        for pair in zip(first, second, strict=True)
+    )
+    return type(first)(*parts)._replace(log_weights=log_weights.log_softmax(1))
+
+
 class Found(NamedTuple):
     """What S particles of `weights` `(S,)` have: `ids` and `probabilities` `(S, N)`."""
 

@@ -31,6 +31,7 @@ from oc_perception.tracking.particles import (
     each,
     identified,
     renamed,
+    together,
 )
 from oc_perception.tracking.sensor import check_frame
 from oc_perception.tracking.table import Observations, TrackTable
@@ -39,8 +40,10 @@ from oc_perception.types import UNLABELLED, Segmentation, SensorState, TrackOutp
 
 _MAJORITY = 0.5
 """Share of weight from which an object is there: any two such objects share a particle."""
-_LABEL_IOU = 0.1
+_LABEL_IOU = 0.5
 """Overlap from which a detection lends its label to a track."""
+_RESTART_FRAMES = 5
+"""Every so often, and after a blackout, one more particle discovers everything anew."""
 _SEEN, _UNSEEN = 0, 1
 """What is drawn: particles in a frame, and their futures."""
 
@@ -176,9 +179,16 @@ class SqairTracker(Tracker):
         else:
             particles = model.resample(before.particles, generator)
         frame = torch.from_numpy(picture).expand(1, 3, -1, -1)
-        particles, output = model.step(
-            particles, frame, generator if config.particles > 1 else None
-        )
+        drawn = generator if config.particles > 1 else None
+        prior = particles.log_weights
+        particles, output = model.step(particles, frame, drawn)
+        due = steps > 1 or now.frames % _RESTART_FRAMES == 0
+        if before.particles is not None and config.restart_probability and due:
+            anew, seen = model.step(model.initial_state(1, 1), frame, drawn)
+            restart = seen.log_increment + math.log(config.restart_probability)
+            log_weights = torch.cat([prior + output.log_increment, restart], 1)
+            particles = together(particles, anew, log_weights)
+            output = together(output, seen, log_weights)
         weights = particles.log_weights[0].double().exp().numpy()
         if not np.isfinite(weights).all():
             raise ValueError(f"Model {model.name!r} returned weights that are not finite.")
@@ -191,10 +201,8 @@ class SqairTracker(Tracker):
         boxes = self._view(now).to_pixels(output.boxes[0].double().numpy())
         ids = identified(ids, discovered, boxes, weights, tracks, self._gate)
         particles = particles._replace(ids=torch.from_numpy(ids)[None])
-        ways = len(ids) // config.particles
-        if ways > 1:
-            particles = model.resample(particles, generator, math.inf)
-            particles = each(particles, lambda part: part[:, ::ways])
+        best = particles.log_weights[0].topk(config.particles).indices
+        particles = each(particles, lambda part: part[:, best])
         found = Found(ids, output.probability[0].double().numpy(), weights)
         return self._with_births(replace(now, particles=particles), found)
 

@@ -32,6 +32,7 @@ CONFIG = TrackerConfig(
     systematic_std_widths=0.0,
     horizon_s=0.0,
     exit_probability=0.0,
+    restart_probability=0.0,
 )
 JITTER = 0.004  # widths; half a pixel
 
@@ -45,7 +46,8 @@ def weights(tmp_path_factory):
 def tracker(request, weights):
     """What must hold for any network, and for one particle as for five."""
     if request.param == "untrained":
-        return create_tracker(dataclasses.replace(CONFIG, tracker_weights=weights))
+        config = dataclasses.replace(CONFIG, tracker_weights=weights, restart_probability=0.1)
+        return create_tracker(config)
     alone = request.param == "alone"
     config = dataclasses.replace(CONFIG, particles=1 if alone else 5)
     return SqairTracker(config, Watcher(JITTER))
@@ -121,7 +123,7 @@ def test_objects_are_found_and_followed_without_detections():
 def test_detections_lend_their_labels_to_the_tracks_that_they_overlap():
     tracker = SqairTracker(CONFIG, Watcher())
     state, shown = tracker.initial_state(SESSION), pair(0)
-    found = seen([shown[1] + 2, [60.0, 20.0], shown[0] - 2], labels=[7, 8, 9])
+    found = seen([shown[1] + 2, shown[0] + [12, 0], shown[0] - 2], labels=[7, 8, 9])
     _, output = tracker.step(state, found, stamp(0), picture(shown))
     assert [t.slot_label for t in output.tracks] == [9, 7]
 
@@ -207,6 +209,19 @@ def test_an_object_that_all_particles_forget_for_a_moment_keeps_its_id():
     assert ids(outputs[-1]) == [1]
     for k in (8, 9):
         np.testing.assert_allclose(outputs[k].tracks[0].box[:2], line(k)[0], atol=3)
+
+
+@pytest.mark.parametrize("restart", [0.0, 1e-3])
+def test_what_was_not_discovered_in_time_is_found_when_all_is_discovered_anew(restart):
+    """The first object keeps its id, and one that is always there never weighs against it."""
+    config = dataclasses.replace(CONFIG, restart_probability=restart)
+    shown = [(k, pair(k)[: 1 if k < 8 else 2]) for k in range(20)]
+    state, outputs = run(SqairTracker(config, Watcher(late=False)), shown)
+    found = [ids(output) for output in outputs]
+    assert found[:8] == [[1]] * 8 and found[-1] == ([1, 2] if restart else [1])
+    late = found.index([1, 2]) - 8 if restart else 0
+    assert 0 <= late < 5
+    assert state.particles.ids.shape == (1, 5, 4)
 
 
 def test_objects_are_recognised_across_particles_and_new_ones_are_told_apart():
