@@ -59,7 +59,8 @@ def draw_bounds(report: dict[str, Any], path: Path) -> None:
         axes[0, 0].set(
             title="Toy: gradient signal, more particles", xlabel="K (M = 1)", ylabel="SNR"
         )
-        axes[0, 0].legend(handlelength=1.4)
+        axes[0, 0].set_ylim(top=200)
+        axes[0, 0].legend(loc="upper left", ncols=2, handlelength=1.4)
         _signal(axes[0, 1], study["groups"], "m", ("theta", "phi"))
         axes[0, 1].set(xlabel="M (K = 1)", ylabel="SNR")
         axes[0, 1].set_title("Toy: gradient signal, more groups")
@@ -95,25 +96,17 @@ def _signal(axis: Axes, rows: Sequence[dict[str, Any]], over: str, names: Sequen
 def _direction(axis: Axes, study: dict[str, Any]) -> None:
     for over, rows, line in (("k", study["particles"], "-"), ("m", study["groups"], "--")):
         for name in ("theta", "phi"):
-            colour, marker, label = _GRADIENTS[name]
+            colour, marker, _ = _GRADIENTS[name]
+            ratios = [row["dsnr"][name] for row in rows]
             axis.plot(
-                [row[over] for row in rows],
-                [row["dsnr"][name] for row in rows],
-                color=colour,
-                marker=marker,
-                ms=5,
-                ls=line,
-                label=f"{label}, more {'particles' if over == 'k' else 'groups'}",
+                [row[over] for row in rows], ratios, color=colour, marker=marker, ms=5, ls=line
             )
+    axis.plot([], [], color="0.2", label="more particles")
+    axis.plot([], [], color="0.2", ls="--", label="more groups")
     axis.axhline(study["random"], color=_GREY, ls=":", label="no signal")
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="K or M",
-        ylabel="DSNR",
-        title="Toy: signal of the direction",
-    )
-    axis.legend()
+    axis.set(xscale="log", yscale="log", xlabel="K or M", ylabel="DSNR")
+    axis.set_title("Toy: signal of the direction")
+    axis.legend(loc="upper left")
 
 
 def _misses(axis: Axes, study: dict[str, Any]) -> None:

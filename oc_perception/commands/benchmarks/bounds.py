@@ -188,4 +188,4 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> None:
     width = max(map(len, rows)) + 2
     print(" " * width + "".join(f"{name:>13}" for name in next(iter(rows.values()))))
     for label, row in rows.items():
-        print(f"{label:<{width}}" + "".join(f"{value:>13.4g}" for value in row.values()))
+        print(f"{label:<{width}}" + "".join(f"{value:>13.5g}" for value in row.values()))
