@@ -5,7 +5,7 @@
 |---|---|
 | `counting_accuracy` | share of frames with the right number of objects, those out of view included; mean over particles, `_weighted` by their importance, `_crowded` where objects overlap or leave |
 | `discoveries_over_ideal` | how often objects are discovered; 1 is once each. `discoveries_later`: new ones per frame after the first |
-| `id_switches_per_100` | of objects in view, frame by frame; `tracked_share` of them have a box near by, whose overlap with the true one is `box_iou` |
+| `id_switches_per_100` | of objects in view, frame by frame; `tracked_share` of them have a box near by; `box_iou` is the overlap of true boxes with the best of the model's that touch them |
 | `forecast_...` | see `video_forecast` |
 | `log_evidence`, `elbo`, `kl`, `log_likelihood` | nats per sequence; a `_gap` is what lacks to a perfect reconstruction, `kl_empty` is of sequences without objects |
 """  # noqa: E501 (a table)

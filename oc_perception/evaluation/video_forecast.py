@@ -47,11 +47,11 @@ def forecast(
         "frozen_truth": (true[:, last:SEEN], known),
         "velocity_truth": (_straight_on(true, torch.ones_like(known)), known),
     }
-    constant = (counts[:, SEEN:] == counts[:, last:SEEN]).all(1).double()
-    scores = {
-        "forecast_kept": (known[:, -1].sum().double(), known[:, last].sum().double()),
-        "forecast_constant_count": (constant.sum(), torch.ones_like(constant).sum()),
-    }
+    some = counts[:, last] > 0
+    constant = (counts[:, SEEN:] == counts[:, last:SEEN]).all(1) & some
+    scores = {"forecast_constant_count": (constant.sum().double(), some.sum().double())}
+    if known[:, last + 1 :].any():
+        scores["forecast_kept"] = (known[:, -1].sum().double(), known[:, last].sum().double())
     for name, (path, there) in paths.items():
         distance = (path - true).norm(dim=-1).expand_as(there).double()
         for horizon in HORIZONS:

@@ -198,7 +198,9 @@ class Air(nn.Module):
         grouped = [x.view(-1, 1, count) for x in (log_likelihood + terms.log_p, terms.log_q)]
         if config.objective == "wake_sleep":
             dreams, dreamt = self._dream(rows, generator)
-            both = wake_sleep(*grouped, self._infer(dreams, 1, Noise(), given=dreamt)[1].log_q)
+            noise = self._noise(rows, generator)
+            seen = self._infer(dreams, 1, noise, False, given=dreamt)[1]
+            both = wake_sleep(*grouped, seen.log_q)
         elif config.objective == "delta_wake_wake":
             cover = torch.rand(rows, generator=generator, device=images.device) < _COVER
             noise = self._noise(rows, generator)
@@ -332,17 +334,17 @@ class Discovery(nn.Module):
             mean, raw = self.where_head(hidden).chunk(2, -1)
             mean, std = mean + begin, functional.softplus(raw - 3) + _MIN_STD
             where = draw(mean, std, one.where, pathwise)
-            if given is not None:
-                where = given.where[:, index]
+            told = None if given is None else given.presence[:, index]
+            if given is not None:  # what is absent is inferred, as when nothing is given
+                where = torch.where(told[:, None], given.where[:, index], where)
             log_q = log_normal(where, mean, std)
             mean, std = self.describe(picture.look(left, where))
             what = draw(mean, std, one.what, pathwise)
             if given is not None:
-                what = given.what[:, index]
+                what = torch.where(told[:, None], given.what[:, index], what)
             log_q = log_q + log_normal(what, mean, std)
             logit = self.presence_head(torch.cat([hidden, what], 1))[:, 0] + _LIKELY
             possible = going & (capacity > index)
-            told = None if given is None else given.presence[:, index]
             going, log_q_presence = draw_presence(logit, possible, one.presence, cover, told)
             log_p = log_normal(where, *self._place(before, prior_context))
             log_p = log_p + log_normal(what, torch.zeros_like(what), torch.ones_like(what))

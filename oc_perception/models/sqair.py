@@ -78,7 +78,7 @@ class SqairConfig(AirConfig):
 
 
 class SqairState(NamedTuple):
-    """Objects `(B, K, N, ...)` of the last frame, present ones first; `temporal` what inference
+    """Objects `(B, K, N, ...)` of the last frame, zeros in empty slots; `temporal` what inference
     remembers of each, `prior` what the prior does; `moved`, how `where` changed; `log_weights`
     `(B, K)` normalised; `is_first` whether there was no frame yet.
     """
@@ -307,26 +307,33 @@ class Sqair(nn.Module):
         presence = torch.cat([kept.presence, new.presence], 1)
         order = presence.byte().argsort(dim=1, descending=True, stable=True)[:, :slots]
 
-        def packed(old: Tensor, newer: Tensor) -> Tensor:
+        there = presence.gather(1, order)
+
+        def packed(old: Tensor, newer: Tensor, empty: Tensor | float = 0.0) -> Tensor:
             both = torch.cat([old, newer], 1)
-            return both.gather(1, order[..., None].expand(-1, -1, both.shape[-1]))
+            both = both.gather(1, order[..., None].expand(-1, -1, both.shape[-1]))
+            # What empty slots hold must not drift away, unseen, until it overflows.
+            return torch.where(there[..., None], both, empty)
 
         found = Found(
             packed(kept.what, new.what),
             packed(kept.where, new.where),
-            presence.gather(1, order),
+            there,
             torch.cat([kept.probability, new.probability], 1).gather(1, order),
         )
-        temporal = packed(temporal, self.propagation.first.expand_as(temporal))
-        memory = packed(memory, self.prior.first.expand_as(memory))
+        first, first_memory = self.propagation.first, self.prior.first
+        temporal = packed(temporal, first.expand_as(temporal), first)
+        memory = packed(memory, first_memory.expand_as(memory), first_memory)
         moved = packed(kept.where - before.where, torch.zeros_like(new.where))
+        remembered = self.prior.remember(found, moved, memory)
+        remembered = torch.where(there[..., None], remembered, first_memory)
         log_likelihood = self.picture.log_likelihood(images, found)
         increment = (log_likelihood + terms.log_p - terms.log_q).view(batch, particles).detach()
         following = SqairState(
             *(x.unflatten(0, shape[:2]) for x in found[:3]),
             all_ids.gather(1, order).view(shape),
             temporal.unflatten(0, shape[:2]),
-            self.prior.remember(found, moved, memory).unflatten(0, shape[:2]),
+            remembered.unflatten(0, shape[:2]),
             moved.unflatten(0, shape[:2]),
             next_id,
             (state.log_weights + increment).log_softmax(1),
@@ -342,19 +349,22 @@ class Sqair(nn.Module):
         expected = self.prior(before, moved, memory)
         noise = noise.of(slice(self.num_slots))
         presence, _ = draw_presence(expected.presence, before.presence, noise.presence)
+        there = presence[..., None]
+        where = draw(expected.where, expected.where_std, noise.where)
         found = Found(
-            draw(expected.what, expected.what_std, noise.what),
-            draw(expected.where, expected.where_std, noise.where),
+            torch.where(there, draw(expected.what, expected.what_std, noise.what), 0),
+            torch.where(there, where, 0),
             presence,
             torch.where(before.presence, expected.presence.sigmoid(), 0),
         )
-        moved = found.where - before.where
+        moved = torch.where(there, where - before.where, 0)
+        memory = torch.where(there, self.prior.remember(found, moved, memory), self.prior.first)
         following = state._replace(
             what=found.what.view_as(state.what),
             where=found.where.view_as(state.where),
             presence=presence.view(shape),
             ids=torch.where(presence.view(shape), state.ids, 0),
-            prior=self.prior.remember(found, moved, memory).view_as(state.prior),
+            prior=memory.view_as(state.prior),
             moved=moved.view_as(state.moved),
         )
         nothing = torch.zeros_like(presence)

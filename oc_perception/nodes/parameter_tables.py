@@ -179,13 +179,13 @@ TRACKING = (
                 10.0,
             ),
             "blind_std_sizes_per_s": (
-                "Error of the velocity of a box of `mohart` or `sqair`, by which that of its place "
-                "grows until something is found there again, box sizes/s.",
+                "Error of the velocity of a box of `mohart` or `sqair`, by which that of its "
+                "place grows until something is found there again, box sizes/s.",
                 1e-3,
                 100.0,
             ),
             "particles": (
-                "Hypotheses of `sqair`; with 1 it sees what is most probable, without chance. "
+                "Hypotheses of `sqair`; with 1 it takes what is most probable in what it sees. "
                 "Used by the next configure.",
                 1,
                 1000,
@@ -208,8 +208,8 @@ TRACKING = (
                 1.0,
             ),
             "restart_probability": (
-                "How likely `sqair` holds it that all is to be discovered anew, which it considers "
-                "every fifth frame and after a blackout, 0 for never.",
+                "How likely `sqair` holds it that all is to be discovered anew, which it "
+                "considers every fifth frame and where frames were missed, 0 for never.",
                 0.0,
                 0.999,
             ),

@@ -46,7 +46,7 @@ class TrackerConfig:
     Discovery and tracking in one. With `tracker` `sqair`, for cameras at rest, the network of
     `tracker_weights` finds, follows and forgets the objects itself, in `particles` hypotheses that
     are weighed by the pictures; it sees up to `slots` objects (0: as many as it learned with).
-    With one particle everything is the most probable, without chance; draws begin from `seed`.
+    One particle takes what is most probable in what it sees; draws begin from `seed`.
     Once objects are there, the network hardly believes that others appear: so now and then a
     particle joins in which all is discovered anew, with the weight of `restart_probability`. An
     object is where its particles have it on average and exists as far as they have it; its box is

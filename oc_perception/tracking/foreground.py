@@ -99,8 +99,10 @@ class Foreground:
         flooded = state.flooded + 1 if (picture > 0).mean() > _FLOODED else 0
         if flooded >= self.config.background_frames:
             return self._learned(BackgroundState(), small), None
-        most = dt_s / self.config.background_s
-        deviation = state.deviation + np.clip(_ROBUST * distance - state.deviation, -most, most)
+        # Only time that was seen counts: after a blackout what stands there would be taken up.
+        most = min(dt_s, self.config.frame_period_s) / self.config.background_s
+        noise = np.clip(_ROBUST * distance - state.deviation, -most, most)
+        deviation = state.deviation + np.where(picture > 0, 0, noise)
         state = replace(
             state,
             image=state.image + np.clip(change, -most, most),

@@ -135,6 +135,19 @@ def test_blind_steps_only_propagate():
 
 
 @torch.inference_mode()
+def test_empty_slots_hold_nothing_that_could_drift():
+    model = small_sqair()
+    state = model.initial_state(8, 4)
+    for frame in (*clips(8).images.unbind(1), None, None):
+        state, _ = model.step(state, frame, seeded())
+        empty = ~state.presence
+        for part in (state.what, state.where, state.moved):
+            assert not part[empty].any()
+        assert torch.equal(state.prior[empty], model.prior.first.expand_as(state.prior)[empty])
+    assert empty.any() and not empty.all()
+
+
+@torch.inference_mode()
 def test_nobody_appears_in_the_dark_before_the_first_frame():
     model = small_sqair()
     state, output = model.step(model.initial_state(2), None)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The background of a camera at rest, and what stands out before it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -58,15 +60,26 @@ def test_what_passes_leaves_no_trace_and_what_stays_becomes_background(rng):
     assert pictures[-1][inside].mean() > 0.9
     _, after = camera([room(rng)], state=passed)
     assert after[0].max() < 0.3
-    foreground = Foreground(CONFIG, SIZE)
-    _, pictures = camera([still] * 40, foreground, passed, dt_s=1.0)
+    slow = Foreground(replace(CONFIG, frame_period_s=1.0), SIZE)
+    _, pictures = camera([still] * 60, slow, passed, dt_s=1.0)
     assert pictures[0][inside].mean() > 0.9 and pictures[-1].max() < 0.1
+
+
+@pytest.mark.parametrize("gap_s", [2.0, 20.0])
+def test_what_stands_there_after_a_blackout_is_not_taken_up(rng, gap_s):
+    state, _ = camera([room(rng) for _ in range(9)])
+    still, inside = with_disc(room(rng), (30, 20))
+    state, _ = camera([still] * 3, state=state)
+    state, (first,) = camera([still], state=state, dt_s=gap_s)
+    _, pictures = camera([still] * 30, state=state)
+    assert first[inside].mean() > 0.9 and pictures[-1][inside].mean() > 0.9
 
 
 def test_the_background_is_what_is_seen_most_of_the_time(rng):
     state, _ = camera([room(rng) for _ in range(9)])
     often = [with_disc(room(rng), (30, 20))[0] if k % 10 < 3 else room(rng) for k in range(300)]
-    state, _ = camera(often, state=state, dt_s=1.0)
+    slow = Foreground(replace(CONFIG, frame_period_s=1.0), SIZE)
+    state, _ = camera(often, slow, state, dt_s=1.0)
     _, inside = with_disc(room(rng), (30, 20))
     _, (empty,) = camera([room(rng)], state=state)
     _, (picture,) = camera([often[0]], state=state)
