@@ -2,13 +2,14 @@
 """AIR: densities against closed forms and enumeration, and a world small enough to learn."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch.distributions import Categorical, Normal
 
 from oc_perception.models.air import OBJECTIVES, random_limits
-from oc_perception.models.objects import Found, Noise, draw_noise
+from oc_perception.models.objects import Found, Noise, draw_noise, draw_presence
 from oc_perception.models.registry import ModelError, create_model
 from oc_perception.models.windows import boxes_of
 from oc_perception.types import Clip
@@ -95,6 +96,14 @@ def test_densities_are_those_of_torchs_distributions():
     drawn = model.picture.draw(found)
     likelihood = Normal(drawn, 0.3).log_prob(images).sum((1, 2))
     assert torch.allclose(log_likelihood, likelihood, atol=1e-3)
+
+
+def test_a_presence_that_is_impossible_is_no_decision():
+    logit, possible = torch.tensor([2.0, 2.0, -1.0]), torch.tensor([True, False, True])
+    presence, log_q = draw_presence(logit, possible, torch.tensor([0.5, 0.5, 0.9]))
+    assert presence.tolist() == [True, False, False]
+    expected = [math.log(1 / (1 + math.exp(-2))), 0.0, math.log(1 / (1 + math.exp(-1)))]
+    assert log_q.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_perfect_reconstruction_has_the_known_likelihood():
