@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oc_perception.evaluation.plots import require_matplotlib
+from oc_perception.evaluation.plots import PANEL_STYLE, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,18 +40,7 @@ def draw_bounds(report: dict[str, Any], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {
-        "font.size": 10,
-        "axes.titlesize": 10.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "0.92",
-        "axes.axisbelow": True,
-        "legend.frameon": False,
-        "legend.fontsize": 8.5,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(PANEL_STYLE):
         figure = Figure(figsize=(13, 11), dpi=90, layout="constrained")
         axes = figure.subplots(3, 3)
         study, config = report["signal"]["near"], report["toy"]["config"]

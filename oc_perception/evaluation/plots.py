@@ -38,6 +38,8 @@ _STYLE = {
     "legend.frameon": False,
 }
 DPI = 120
+PANEL_STYLE = _STYLE | {"axes.titlesize": 10.5, "grid.color": "0.92", "legend.fontsize": 8.5}
+"""Matplotlib settings of figures of many panels."""
 
 
 class MissingMatplotlib(ValueError):

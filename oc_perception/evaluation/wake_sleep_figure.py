@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oc_perception.evaluation.plots import require_matplotlib
+from oc_perception.evaluation.plots import PANEL_STYLE, require_matplotlib
 from oc_perception.evaluation.wake_sleep_mixture import SUPPORTED
 from oc_perception.worlds.mixture import GaussianMixture
 
@@ -25,17 +25,6 @@ _METHODS = {  # colours of Okabe & Ito (2008)
     "relax": ("#E69F00", "P", "RELAX"),
     "concrete": ("0.55", "X", "Concrete"),
 }
-_STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.92",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
 
 
 def draw_wake_sleep(report: dict[str, Any], path: Path) -> None:
@@ -49,7 +38,7 @@ def draw_wake_sleep(report: dict[str, Any], path: Path) -> None:
 
     far = [row for row in report["mixture"]["rows"] if row["start"] == "far"]
     counts = sorted({row["particles"] for row in far})
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PANEL_STYLE):
         figure = Figure(figsize=(13, 7.4), dpi=90, layout="constrained")
         axes = figure.subplots(2, 3)
         for axis, count in zip(axes[0], (counts[0], counts[-1]), strict=False):
